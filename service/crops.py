@@ -1,0 +1,122 @@
+"""Person crops by one affine per person, and the coordinate convention everything shares.
+
+Convention (DESIGN 4.3): a *point* ``x`` is in pixel-index coordinates, the centre of pixel ``i`` is ``i``.
+A *box* ``x1 y1 x2 y2`` is in edge coordinates as in COCO, pixel ``i`` covers ``[i, i + 1]``; so the edge
+``e`` lies at the point ``e - 0.5``. Heatmap cell ``h`` and crop pixel ``x`` are related by
+``x = (h + 0.5) * stride - 0.5``. A mirrored crop (``x -> W - 1 - x``) then gives exactly mirrored heatmaps,
+with no shift to undo. Training, export and serving import these functions; there is no second copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+
+# Box to crop: the box is widened to the crop's aspect ratio, then by this factor, so that limbs that stick
+# out of a detector's box stay inside (SimpleBaseline and HRNet use 1.25).
+PADDING = 1.25
+# Bilinear sampling skips pixels when a crop shrinks the picture by more than two: sample a halved picture then.
+_MAX_SHRINK = 2.0
+
+
+def heatmap_to_crop(points: npt.ArrayLike, stride: int) -> Array:
+    """Heatmap cells to crop pixels: ``(h + 0.5) * stride - 0.5``, elementwise."""
+    return (np.asarray(points, np.float64) + 0.5) * stride - 0.5
+
+
+def crop_to_heatmap(points: npt.ArrayLike, stride: int) -> Array:
+    """Crop pixels to (fractional) heatmap cells; inverse of :func:`heatmap_to_crop`."""
+    return (np.asarray(points, np.float64) + 0.5) / stride - 0.5
+
+
+def crop_matrix(
+    center: Sequence[float], extent: Sequence[float], size: tuple[int, int], rotation: float = 0.0
+) -> Array:
+    """Affine that takes image points to crop points.
+
+    Args:
+        center: x, y of the crop's centre in the image, as a point.
+        extent: width, height in image pixels that the crop covers; one factor for both axes is used, the
+            larger one needed, so the aspect ratio of the picture is kept.
+        size: width, height of the crop in pixels.
+        rotation: degrees, by which the picture turns clockwise in the crop.
+
+    Returns:
+        float64 [2, 3]; ``crop = M[:, :2] @ image + M[:, 2]``.
+    """
+    width, height = size
+    shrink = max(extent[0] / width, extent[1] / height)
+    if not (np.isfinite(shrink) and shrink > 0):
+        raise ValueError(f"crop extent must be positive and finite, got {tuple(extent)}")
+    angle = np.deg2rad(rotation)
+    linear = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / shrink
+    target = np.array([(width - 1) / 2, (height - 1) / 2])
+    offset = target - linear @ np.asarray(center, np.float64)
+    return np.concatenate([linear, offset[:, None]], axis=1)
+
+
+def box_crop_matrices(boxes: npt.ArrayLike, size: tuple[int, int], padding: float = PADDING) -> Array:
+    """One crop affine for each box.
+
+    Args:
+        boxes: [P, 4] x1 y1 x2 y2 in image edge coordinates; sides below one pixel are widened to one.
+        size: width, height of the crops in pixels.
+        padding: factor on the box after it got the crop's aspect ratio.
+
+    Returns:
+        float64 [P, 2, 3].
+    """
+    boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2 - 0.5  # edge coordinates to points
+    extents = np.maximum(boxes[:, 2:] - boxes[:, :2], 1.0) * padding
+    if not len(boxes):
+        return np.zeros((0, 2, 3))
+    return np.stack([crop_matrix(c, e, size) for c, e in zip(centers, extents, strict=True)])
+
+
+def transform_points(matrix: Array, points: npt.ArrayLike) -> Array:
+    """Apply an affine [2, 3] to points [..., 2]."""
+    return np.asarray(points, np.float64) @ matrix[:, :2].T + matrix[:, 2]
+
+
+def invert_affine(matrix: Array) -> Array:
+    """Inverse of an affine [2, 3], as [2, 3]."""
+    linear = np.linalg.inv(matrix[:, :2])
+    return np.concatenate([linear, -(linear @ matrix[:, 2:])], axis=1)
+
+
+def crop_people(image: npt.NDArray[np.uint8], matrices: Array, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """Cut all persons of one picture.
+
+    Args:
+        image: uint8 [H, W, 3].
+        matrices: [P, 2, 3] image points to crop points.
+        size: width, height of the crops.
+
+    Returns:
+        uint8 [P, height, width, 3]; black outside the picture.
+    """
+    width, height = size
+    crops = np.empty((len(matrices), height, width, 3), np.uint8)
+    pyramid = [np.ascontiguousarray(image)]
+    for crop, matrix in zip(crops, np.asarray(matrices, np.float64), strict=True):
+        shrink = 1.0 / np.sqrt(max(abs(np.linalg.det(matrix[:, :2])), 1e-12))
+        level = max(0, int(np.floor(np.log2(shrink / _MAX_SHRINK))) + 1) if shrink > _MAX_SHRINK else 0
+        while len(pyramid) <= level and min(pyramid[-1].shape[:2]) >= 2:
+            last = pyramid[-1]
+            half = (max(1, last.shape[1] // 2), max(1, last.shape[0] // 2))
+            pyramid.append(cv2.resize(last, half, interpolation=cv2.INTER_AREA))
+        source = pyramid[min(level, len(pyramid) - 1)]
+        # Points of the halved picture to points of the whole one, on pixel centres, per axis (odd sides).
+        fx, fy = image.shape[1] / source.shape[1], image.shape[0] / source.shape[0]
+        to_image = np.array([[fx, 0, 0.5 * fx - 0.5], [0, fy, 0.5 * fy - 0.5], [0, 0, 1]])
+        cv2.warpAffine(
+            source, (matrix @ to_image).astype(np.float64), (width, height), dst=crop,
+            flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=(0, 0, 0),
+        )
+    return crops

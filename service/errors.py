@@ -1,0 +1,111 @@
+"""Errors that a caller can be told about, each with its HTTP status and a stable problem type (RFC 9457).
+
+    ServiceError
+    ├── InvalidImage          400  not an image, truncated, empty
+    ├── Unauthorized          401  no API key
+    ├── Forbidden             403  wrong API key
+    ├── TooLarge              413  too many bytes, pixels or images
+    ├── UnsupportedMedia      415  content type or image format
+    ├── InvalidOption         422  option out of range, unknown model
+    ├── Overloaded            429  the bounded queue is full (Retry-After)
+    ├── EngineUnavailable     503  engine gone, starting or draining (Retry-After)
+    │   └── ModelNotFound     503  a model the pipeline needs is not loaded
+    └── DeadlineExceeded      504  the request's time is up
+
+``InferenceFailed`` (500) is the one that is never the caller's fault and not transient either.
+"""
+
+from __future__ import annotations
+
+
+class ServiceError(Exception):
+    """Base: ``status`` is the HTTP status, ``type`` the stable last part of the problem's type URI."""
+
+    status = 500
+    type = "internal"
+    title = "Internal error"
+
+    def __init__(self, detail: str, *, image_index: int | None = None, retry_after: float | None = None) -> None:
+        """``detail`` names the offending value; ``image_index`` the picture of a batch; ``retry_after`` seconds."""
+        super().__init__(detail)
+        self.detail = detail
+        self.image_index = image_index
+        self.retry_after = retry_after
+
+
+class InvalidImage(ServiceError):
+    """The bytes are not a whole picture."""
+
+    status, type, title = 400, "invalid-image", "Not a readable image"
+
+
+class InvalidRequest(ServiceError):
+    """The body's envelope (JSON, multipart) cannot be read."""
+
+    status, type, title = 400, "invalid-request", "Unreadable request"
+
+
+class Unauthorized(ServiceError):
+    """No API key was given."""
+
+    status, type, title = 401, "unauthorized", "API key needed"
+
+
+class Forbidden(ServiceError):
+    """The API key is not known."""
+
+    status, type, title = 403, "forbidden", "API key refused"
+
+
+class NotFound(ServiceError):
+    """A path names a thing that does not exist (``GET /v1/models/{name}``)."""
+
+    status, type, title = 404, "not-found", "Not found"
+
+
+class TooLarge(ServiceError):
+    """Too many bytes, pixels or images."""
+
+    status, type, title = 413, "too-large", "Too large"
+
+
+class UnsupportedMedia(ServiceError):
+    """Content type or image format that is not served."""
+
+    status, type, title = 415, "unsupported-media", "Unsupported media type"
+
+
+class InvalidOption(ServiceError):
+    """An option's value is out of range or names an unknown model."""
+
+    status, type, title = 422, "invalid-option", "Invalid option"
+
+
+class Overloaded(ServiceError):
+    """The bounded queue is full."""
+
+    status, type, title = 429, "overloaded", "Too many requests in flight"
+
+
+class InferenceFailed(ServiceError):
+    """The engine answered with an error of its own."""
+
+    status, type, title = 500, "inference-failed", "Inference failed"
+
+
+class EngineUnavailable(ServiceError):
+    """The engine cannot answer now."""
+
+    status, type, title = 503, "engine-unavailable", "Engine not available"
+
+
+class ModelNotFound(EngineUnavailable):
+    """The engine has no such model loaded."""
+
+    type, title = "model-not-found", "Model not loaded"
+
+
+class DeadlineExceeded(ServiceError):
+    """The request's time is up."""
+
+    status, type, title = 504, "deadline-exceeded", "Deadline exceeded"
