@@ -1,0 +1,81 @@
+"""Recipes: one YAML file says all that a training run depends on, checked by a typed model.
+
+A path in a recipe may use ``${TRITONPOSE_DATA}`` and other environment variables, so that recipes in the
+repository name data sets without saying where they lie.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be used; the message names file, field and value."""
+
+
+def _expand(path: Path) -> Path:
+    text = os.path.expandvars(str(path))
+    if "$" in text:
+        raise ValueError(f"{path}: environment variable not set")
+    return Path(text).expanduser()
+
+
+DataPath = Annotated[Path, AfterValidator(_expand)]
+
+
+class Strict(BaseModel):
+    """Base of all recipe parts: a misspelt field is an error, not silence."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSource(Strict):
+    """One data set in COCO format."""
+
+    annotations: DataPath = Field(description="COCO-format JSON")
+    images: DataPath = Field(description="folder of its pictures")
+    repeat: float = Field(1.0, gt=0, description="how often each sample counts within one epoch")
+
+
+R = TypeVar("R", bound=BaseModel)
+
+
+def read_recipe(path: Path, kind: type[R], overrides: Sequence[str] = ()) -> R:
+    """Read a YAML recipe.
+
+    Args:
+        path: the file.
+        kind: the pydantic model it must fit.
+        overrides: ``field=value`` or ``field.sub=value``; the value is read as YAML.
+
+    Raises:
+        RecipeError: file, field and value that do not fit.
+    """
+    try:
+        raw: Any = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise RecipeError(f"{path}: {error}") from error
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping, this is {type(raw).__name__}")
+    for override in overrides:
+        name, separator, value = override.partition("=")
+        if not separator:
+            raise RecipeError(f"--set {override}: write field=value")
+        *parents, last = name.split(".")
+        place = raw
+        for parent in parents:
+            place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise RecipeError(f"--set {override}: {parent} is not a section")
+        place[last] = yaml.safe_load(value)
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as error:
+        lines = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors())
+        raise RecipeError(f"{path}: {lines}") from error
