@@ -1,0 +1,63 @@
+# The verbs that people and CI share; `make` alone lists them.
+
+HOST ?= 127.0.0.1
+PORT ?= 8000
+# serve (CPU) or gpu (CUDA): the group of requirements/ that `make serve` runs in.
+ENVIRONMENT ?= serve
+# More options for the command of a verb: make test ARGS="-k skeletons", make bench ARGS="--help".
+ARGS ?=
+
+# The first Python that is new enough; python3 may be an old one.
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11 python3.10 python; do \
+	"$$python" -c "import sys; sys.exit(sys.version_info < (3, 10))" 2>/dev/null && echo "$$python" && break; done)
+BIN := .venv/dev/bin
+# What requirements/ says must not depend on who compiled it: header and addresses.
+COMPILE = UV_CUSTOM_COMPILE_COMMAND="make requirements" $(BIN)/uv pip compile --quiet --universal --generate-hashes \
+	--python-version 3.10 --no-emit-index-url --no-emit-find-links $(if $(UPGRADE),--upgrade)
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test lint format bench loadtest requirements clean dev python
+
+help: ## list the verbs
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+serve: python ## install what serving needs and start the service (HOST, PORT, ENVIRONMENT=gpu)
+	@$(PYTHON) scripts/environment.py $(ENVIRONMENT)
+	@exec .venv/$(ENVIRONMENT)/bin/tritonpose serve --host "$(HOST)" --port "$(PORT)" $(ARGS)
+
+test: dev ## run all tests (photographs: TRITONPOSE_DATA=FOLDER)
+	$(BIN)/python -m pytest -q $(ARGS)
+
+lint: dev ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: dev ## bring the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: dev ## throughput of the service against the raw networks (last line JSON)
+	$(BIN)/python -m loadtest.bench $(ARGS)
+
+loadtest: dev ## post pictures at a running service and check its answers (HOST, PORT)
+	$(BIN)/locust -f loadtest/locustfile.py --host "http://$(HOST):$(PORT)" $(ARGS)
+
+requirements: dev ## compile requirements/*.txt from pyproject.toml (UPGRADE=1: newest versions)
+	$(COMPILE) --group tools -o requirements/tools.txt
+	$(COMPILE) pyproject.toml -o requirements/serve.txt
+	$(COMPILE) -c requirements/serve.txt pyproject.toml --group train -o requirements/train.txt
+	$(COMPILE) -c requirements/serve.txt -c requirements/train.txt pyproject.toml --group train --group dev \
+		-o requirements/dev.txt
+	$(COMPILE) -c requirements/serve.txt pyproject.toml --extra gpu --no-emit-package onnxruntime \
+		-o requirements/gpu.txt
+
+clean: ## remove environments, tools and caches of this checkout
+	rm -rf .venv .tools .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+dev: python
+	@$(PYTHON) scripts/environment.py dev
+
+python:
+	@[ -n "$(PYTHON)" ] || { echo "tritonpose needs Python 3.10 or newer on the PATH" >&2; exit 1; }
