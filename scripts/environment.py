@@ -97,9 +97,6 @@ def main() -> int:
     if len(sys.argv) != 2 or sys.argv[1] not in groups:
         print(f"usage: {sys.argv[0]} {'|'.join(groups)}", file=sys.stderr)
         return 2
-    if sys.version_info < (3, 10):
-        print(f"tritonpose needs Python 3.10 or newer, this is {sys.version.split()[0]}", file=sys.stderr)
-        return 1
     group = sys.argv[1]
     venv = ROOT / ".venv" / group
     stamp = venv / "fingerprint"
