@@ -1,0 +1,79 @@
+"""Decoding: bytes to upright RGB, whatever the file holds.
+
+Grey, palette, alpha (laid on white), CMYK and 16-bit pictures all become uint8 RGB, and the EXIF orientation is
+applied once, here. Colour profiles are not converted: the networks are trained on pixels as stored.
+"""
+
+from __future__ import annotations
+
+import io
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from service.errors import InvalidImage
+from service.image_header import ImageHeader
+
+Pixels = npt.NDArray[np.uint8]
+
+
+def decode(data: bytes, header: ImageHeader) -> Pixels:
+    """Decode a picture whose header was checked by :func:`service.image_header.read_header`.
+
+    Args:
+        data: the whole file.
+        header: its header.
+
+    Returns:
+        uint8 [H, W, 3] RGB, upright, C-contiguous.
+
+    Raises:
+        InvalidImage: the file is truncated or broken inside.
+    """
+    pixels = _decode_with_opencv(data) if header.plain else None
+    if pixels is None or pixels.shape[:2] != (header.height, header.width):
+        pixels = _decode_with_pillow(data)
+    return np.ascontiguousarray(upright(pixels, header.orientation))
+
+
+def upright(pixels: Pixels, orientation: int) -> Pixels:
+    """Turn a picture as its EXIF orientation 1..8 says (a view, nothing is copied)."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return pixels
+
+
+def _decode_with_opencv(data: bytes) -> Pixels | None:
+    # A fifth to a half faster than Pillow, same pixels; None where it cannot, then Pillow says why.
+    try:
+        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error:
+        return None
+    return None if decoded is None else decoded.astype(np.uint8, copy=False)
+
+
+def _decode_with_pillow(data: bytes) -> Pixels:
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
+            image.load()
+            return _to_rgb(image)
+    except Exception as error:  # Pillow's decoders raise nearly anything on hostile bytes
+        raise InvalidImage(f"the picture cannot be decoded: {error}") from error
+
+
+def _to_rgb(image: Image.Image) -> Pixels:
+    if image.mode in ("I;16", "I;16B", "I;16L", "I"):
+        # Pillow clips 16-bit grey to 255 when it converts; keep the high byte instead.
+        grey = (np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        with_alpha = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return np.asarray(Image.alpha_composite(white, with_alpha).convert("RGB"))
+    return np.asarray(image.convert("RGB"))
