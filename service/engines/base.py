@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-Tensors = Mapping[str, npt.NDArray[np.generic]]
+Array = npt.NDArray[np.generic]
+Tensors = Mapping[str, Array]
 
 
 @dataclass(frozen=True)
@@ -49,21 +50,24 @@ class Engine(ABC):
         """Load or connect. Raises EngineUnavailable with the reason when it cannot."""
 
     @abstractmethod
-    async def infer(self, model: str, inputs: Tensors, *, timeout: float | None = None) -> dict[str, npt.NDArray[np.generic]]:
+    async def infer(self, model: str, inputs: Tensors, *, timeout: float | None = None) -> dict[str, Array]:
         """Run one request.
 
         Args:
             model: name of a loaded model or ensemble.
             inputs: every input by name, [N, ...] with one N for all; N may exceed the model's
-                ``max_batch_size`` (the engine splits) and may be 0 (empty outputs come back).
+                ``max_batch_size`` (the engine splits) and may be 0 (empty outputs come back). A model whose
+                ``max_batch_size`` is 0 has no batch axis: its tensors have exactly the config's shape.
+                The arrays must not change until the call returns.
             timeout: seconds this call may take; None for no limit.
 
         Returns:
-            every output by name, [N, ...].
+            every output by name, [N, ...]. Arrays may be views of a larger batch's result.
 
         Raises:
-            ModelNotFound, EngineUnavailable, DeadlineExceeded, InferenceFailed; ValueError for tensors that
-            do not fit the model's inputs (a caller's bug, named with shape and dtype).
+            ModelNotFound, EngineUnavailable, Overloaded (the model's bounded queue is full), DeadlineExceeded,
+            InferenceFailed; ValueError for tensors that do not fit the model's inputs (a caller's bug, named
+            with shape and dtype).
         """
 
     @abstractmethod

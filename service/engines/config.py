@@ -1,0 +1,231 @@
+"""Reads a Triton model repository: what every ``<name>/config.pbtxt`` says, checked against the files.
+
+The text is parsed with Triton's own protobuf schema, so a config that this module accepts is one that Triton
+can read. What the embedded engine does not implement (sequence batching, ragged batches, reshape, optional
+inputs) is refused by name and never silently ignored; what only tunes Triton (priority levels, preferred batch
+sizes, response cache, accelerators, rate limits) is read over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as schema
+
+from service.engines.base import ModelMetadata, TensorSpec
+from service.engines.tensors import NUMPY_TYPES
+
+ENSEMBLE = "ensemble"
+ONNX = "onnxruntime_onnx"
+
+
+class RepositoryError(ValueError):
+    """The repository cannot be served; the message names the file and the offending value."""
+
+
+@dataclass(frozen=True)
+class BatchPolicy:
+    """How requests to one model are queued and joined.
+
+    Attributes:
+        max_rows: most rows in one run; 0 for a model without a batch axis.
+        joins: whether waiting requests are joined into one run (a ``dynamic_batching`` block is there).
+        delay: seconds the first request of a batch waits for company; 0 joins only what waits already.
+        max_queue: most requests waiting; 0 for no bound.
+        queue_timeout: seconds a request may wait before it is refused; 0 for no limit.
+        instances: most runs of this model at a time; 0 for as many as the engine has workers.
+    """
+
+    max_rows: int = 0
+    joins: bool = False
+    delay: float = 0.0
+    max_queue: int = 0
+    queue_timeout: float = 0.0
+    instances: int = 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """One model call of an ensemble: the step model's tensor names to the ensemble's."""
+
+    model: str
+    version: int
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """One model of the repository, ready to load.
+
+    Attributes:
+        source: the config.pbtxt, for messages.
+        metadata: what callers see; ``versions`` are those the version policy selects, ascending.
+        version: the one that answers, the highest selected.
+        onnx: the network's file; None for an ensemble.
+        batching: queue and joining.
+        steps: an ensemble's calls; empty for a network.
+        cpu_only: an instance group asks for the CPU.
+        graph_level: ``optimization.graph.level`` as Triton's ONNX Runtime back end reads it; None when unset.
+    """
+
+    source: Path
+    metadata: ModelMetadata
+    version: int
+    onnx: Path | None
+    batching: BatchPolicy
+    steps: tuple[Step, ...]
+    cpu_only: bool = False
+    graph_level: int | None = None
+
+
+def read_repository(root: Path) -> dict[str, ModelConfig]:
+    """All models under ``root`` by name. Ensembles are not yet checked against their parts.
+
+    Raises:
+        RepositoryError: no such folder, no model in it, or a config that cannot be served.
+    """
+    if not root.is_dir():
+        raise RepositoryError(f"model repository {root} is not a folder")
+    models = {}
+    for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        if (folder / "config.pbtxt").is_file():
+            models[folder.name] = read_model(folder)
+        elif _version_folders(folder):
+            raise RepositoryError(f"{folder} has versions but no config.pbtxt")
+    if not models:
+        raise RepositoryError(f"model repository {root} holds no <name>/config.pbtxt")
+    return models
+
+
+def read_model(folder: Path) -> ModelConfig:
+    """The model of one folder. Raises RepositoryError."""
+    source = folder / "config.pbtxt"
+    config = schema.ModelConfig()
+    try:
+        text_format.Parse(source.read_text(encoding="utf-8"), config)
+    except (text_format.ParseError, UnicodeDecodeError) as error:
+        raise RepositoryError(f"{source}: {error}") from error
+    if config.name not in ("", folder.name):
+        raise RepositoryError(f"{source}: name {config.name!r} must be the folder's, {folder.name!r}")
+    if config.max_batch_size < 0:
+        raise RepositoryError(f"{source}: max_batch_size {config.max_batch_size} is negative")
+    _refuse_unsupported(source, config)
+    platform = _platform(source, config)
+    versions = _select_versions(source, folder, config)
+    metadata = ModelMetadata(
+        name=folder.name,
+        versions=versions,
+        platform=platform,
+        max_batch_size=config.max_batch_size,
+        inputs=_tensors(source, "input", config.input),
+        outputs=_tensors(source, "output", config.output),
+        parameters={key: value.string_value for key, value in sorted(config.parameters.items())},
+    )
+    onnx = None
+    if platform == ONNX:
+        onnx = folder / str(versions[-1]) / (config.default_model_filename or "model.onnx")
+        if not onnx.is_file():
+            raise RepositoryError(f"{source}: {onnx} is missing")
+    return ModelConfig(
+        source=source,
+        metadata=metadata,
+        version=versions[-1],
+        onnx=onnx,
+        batching=_batch_policy(config),
+        steps=tuple(
+            Step(step.model_name, step.model_version, dict(step.input_map), dict(step.output_map))
+            for step in config.ensemble_scheduling.step
+        ),
+        cpu_only=any(group.kind == schema.ModelInstanceGroup.KIND_CPU for group in config.instance_group),
+        graph_level=config.optimization.graph.level if config.optimization.HasField("graph") else None,
+    )
+
+
+def _platform(source: Path, config: Any) -> str:
+    """``ensemble`` or ``onnxruntime_onnx``; ``backend: "onnxruntime"`` is the newer spelling of the latter."""
+    if config.platform == ENSEMBLE:
+        if not config.ensemble_scheduling.step:
+            raise RepositoryError(f'{source}: platform "ensemble" needs ensemble_scheduling with at least one step')
+        return ENSEMBLE
+    if (
+        config.platform not in ("", ONNX)
+        or config.backend not in ("", "onnxruntime")
+        or not (config.platform or config.backend)
+    ):
+        raise RepositoryError(
+            f"{source}: platform {config.platform!r}, backend {config.backend!r} cannot be served;"
+            f' use platform "{ONNX}" or "{ENSEMBLE}", or backend "onnxruntime"'
+        )
+    if config.HasField("ensemble_scheduling"):
+        raise RepositoryError(f'{source}: ensemble_scheduling needs platform "ensemble", not {config.platform!r}')
+    return ONNX
+
+
+def _refuse_unsupported(source: Path, config: Any) -> None:
+    for name in ("sequence_batching", "batch_input", "batch_output"):
+        if config.HasField(name) if name == "sequence_batching" else getattr(config, name):
+            raise RepositoryError(f"{source}: {name} is not supported by the embedded engine")
+    for tensor in (*config.input, *config.output):
+        for name in ("reshape", "optional", "allow_ragged_batch", "is_shape_tensor", "is_non_linear_format_io"):
+            field = type(tensor).DESCRIPTOR.fields_by_name.get(name)
+            if field is None:
+                continue
+            if tensor.HasField(name) if field.message_type else getattr(tensor, name):
+                raise RepositoryError(f"{source}: {name} of {tensor.name!r} is not supported by the embedded engine")
+
+
+def _tensors(source: Path, kind: str, tensors: Any) -> tuple[TensorSpec, ...]:
+    if not tensors:
+        raise RepositoryError(f"{source}: no {kind} is declared")
+    specs: list[TensorSpec] = []
+    for tensor in tensors:
+        type_name = schema.DataType.Name(tensor.data_type)
+        if not tensor.name or any(tensor.name == spec.name for spec in specs):
+            raise RepositoryError(f"{source}: {kind} name {tensor.name!r} is empty or given twice")
+        if type_name not in NUMPY_TYPES:
+            raise RepositoryError(f"{source}: {kind} {tensor.name!r} has data_type {type_name}")
+        if any(dim < -1 or dim == 0 for dim in tensor.dims):
+            raise RepositoryError(f"{source}: {kind} {tensor.name!r} has dims {list(tensor.dims)}")
+        specs.append(TensorSpec(tensor.name, NUMPY_TYPES[type_name], tuple(tensor.dims)))
+    return tuple(specs)
+
+
+def _version_folders(folder: Path) -> list[int]:
+    """Ascending numbers of the version folders; like Triton, names that are no positive number are passed over."""
+    names = (path.name for path in folder.iterdir() if path.is_dir())
+    return sorted(int(name) for name in names if name.isascii() and name.isdigit() and name[0] != "0")
+
+
+def _select_versions(source: Path, folder: Path, config: Any) -> tuple[int, ...]:
+    """What the version policy selects (default: the latest one) of the folders that exist, ascending."""
+    found = _version_folders(folder)
+    if not found:
+        raise RepositoryError(f"{source}: no version folder (such as {folder / '1'}) is there")
+    choice = config.version_policy.WhichOneof("policy_choice")
+    if choice == "all":
+        return tuple(found)
+    if choice == "specific":
+        wanted = list(config.version_policy.specific.versions)
+        missing = sorted(set(wanted) - set(found))
+        if missing or not wanted:
+            raise RepositoryError(f"{source}: version_policy asks for versions {wanted}, there are {found}")
+        return tuple(sorted(set(wanted)))
+    return tuple(found[-max(1, config.version_policy.latest.num_versions) :])
+
+
+def _batch_policy(config: Any) -> BatchPolicy:
+    queue = config.dynamic_batching.default_queue_policy
+    reject = schema.ModelQueuePolicy.TimeoutAction.Value("REJECT")
+    return BatchPolicy(
+        max_rows=config.max_batch_size,
+        joins=config.HasField("dynamic_batching") and config.max_batch_size > 1,
+        delay=config.dynamic_batching.max_queue_delay_microseconds / 1e6,
+        max_queue=queue.max_queue_size,
+        queue_timeout=queue.default_timeout_microseconds / 1e6 if queue.timeout_action == reject else 0.0,
+        instances=sum(max(1, group.count) for group in config.instance_group),
+    )

@@ -1,0 +1,144 @@
+"""Ensembles: a graph of model calls, run as data becomes ready, as Triton's ensemble scheduler does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+
+from service.engines.base import Array, Tensors, TensorSpec
+from service.engines.config import ENSEMBLE, ModelConfig, RepositoryError, Step
+from service.engines.tensors import fits
+
+Call = Callable[[str, Tensors], Awaitable[dict[str, Array]]]
+
+
+async def run_ensemble(config: ModelConfig, inputs: Tensors, call: Call) -> dict[str, Array]:
+    """Run the steps, each as soon as its inputs are there; independent steps run at the same time.
+
+    Args:
+        config: an ensemble that :func:`check_ensembles` has passed.
+        inputs: the ensemble's inputs.
+        call: runs one model by name. When it raises, the other steps are cancelled and the error goes on.
+    """
+    tensors: dict[str, Array] = dict(inputs)
+    waiting = list(config.steps)
+    running: dict[asyncio.Task[dict[str, Array]], Step] = {}
+    try:
+        while waiting or running:
+            ready = [step for step in waiting if all(name in tensors for name in step.inputs.values())]
+            waiting = [step for step in waiting if step not in ready]
+            if len(ready) == 1 and not running:  # a chain: no task needed
+                step = ready[0]
+                _store(tensors, step, await call(step.model, _gather(tensors, step)))
+                continue
+            for step in ready:
+                running[asyncio.ensure_future(call(step.model, _gather(tensors, step)))] = step
+            done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                _store(tensors, running.pop(task), task.result())
+    finally:
+        for task in running:
+            task.cancel()
+        if running:
+            await asyncio.gather(*running, return_exceptions=True)
+    return {spec.name: tensors[spec.name] for spec in config.metadata.outputs}
+
+
+def check_ensembles(models: Mapping[str, ModelConfig]) -> None:
+    """Check every ensemble's wiring against its parts.
+
+    Raises:
+        RepositoryError: an absent model or version, a tensor map that does not fit the model's tensors, a tensor
+            written twice or never, types or shapes that do not fit, a cycle of steps or of ensembles.
+    """
+    for config in models.values():
+        if config.metadata.platform == ENSEMBLE:
+            _check_parts(config, models)
+            _check_flow(config, models)
+    for config in models.values():
+        _check_nesting(config, models, ())
+
+
+def _gather(tensors: Tensors, step: Step) -> dict[str, Array]:
+    return {name: tensors[tensor] for name, tensor in step.inputs.items()}
+
+
+def _store(tensors: dict[str, Array], step: Step, outputs: Tensors) -> None:
+    for name, tensor in step.outputs.items():
+        tensors[tensor] = outputs[name]
+
+
+def _check_parts(config: ModelConfig, models: Mapping[str, ModelConfig]) -> None:
+    """Each step names a model that is there, all of its inputs and some of its outputs."""
+    for number, step in enumerate(config.steps, 1):
+        where = f"{config.source}: step {number}"
+        part = models.get(step.model)
+        if part is None:
+            raise RepositoryError(f"{where} names the model {step.model!r}, which is not in the repository")
+        if step.version not in (-1, part.version):
+            raise RepositoryError(
+                f"{where} asks for version {step.version} of {step.model!r}, served is {part.version}"
+            )
+        inputs, outputs = ({spec.name for spec in specs} for specs in (part.metadata.inputs, part.metadata.outputs))
+        if set(step.inputs) != inputs:
+            raise RepositoryError(
+                f"{where}: input_map {sorted(step.inputs)}, but {step.model!r} takes {sorted(inputs)}"
+            )
+        if not step.outputs or not set(step.outputs) <= outputs:
+            raise RepositoryError(
+                f"{where}: output_map {sorted(step.outputs)}, but {step.model!r} gives {sorted(outputs)}"
+            )
+        limit = part.metadata.max_batch_size
+        if 0 < limit < config.metadata.max_batch_size:  # Triton refuses this too
+            raise RepositoryError(
+                f"{where}: max_batch_size {config.metadata.max_batch_size} is more than the {limit} of {step.model!r}"
+            )
+
+
+def _check_flow(config: ModelConfig, models: Mapping[str, ModelConfig]) -> None:
+    """Each tensor is written once, before it is read, and fits where it is read."""
+    written = {spec.name: _full(config, spec) for spec in config.metadata.inputs}
+    waiting = list(enumerate(config.steps, 1))
+    while waiting:
+        ready = [item for item in waiting if all(tensor in written for tensor in item[1].inputs.values())]
+        if not ready:
+            missing = {number: sorted(set(step.inputs.values()) - set(written)) for number, step in waiting}
+            raise RepositoryError(f"{config.source}: a cycle, or tensors that no step writes: {missing} (by step)")
+        for number, step in ready:
+            part = models[step.model]
+            for spec in part.metadata.inputs:
+                tensor = step.inputs[spec.name]
+                _check_edge(f"{config.source}: step {number}: {tensor!r}", written[tensor], _full(part, spec))
+            for spec in part.metadata.outputs:
+                if (target := step.outputs.get(spec.name)) is None:
+                    continue
+                if target in written:
+                    raise RepositoryError(f"{config.source}: step {number}: {target!r} is written twice")
+                written[target] = _full(part, spec)
+        waiting = [item for item in waiting if item not in ready]
+    for spec in config.metadata.outputs:
+        if spec.name not in written:
+            raise RepositoryError(f"{config.source}: no step writes the output {spec.name!r}")
+        _check_edge(f"{config.source}: output {spec.name!r}", written[spec.name], _full(config, spec))
+
+
+def _check_nesting(config: ModelConfig, models: Mapping[str, ModelConfig], above: tuple[str, ...]) -> None:
+    name = config.metadata.name
+    if name in above:
+        raise RepositoryError(f"{config.source}: ensembles contain each other: {' -> '.join((*above, name))}")
+    for step in config.steps:
+        _check_nesting(models[step.model], models, (*above, name))
+
+
+def _full(config: ModelConfig, spec: TensorSpec) -> TensorSpec:
+    """The tensor with its batch axis written out."""
+    shape = (-1, *spec.shape) if config.metadata.max_batch_size else spec.shape
+    return TensorSpec(spec.name, spec.dtype, shape)
+
+
+def _check_edge(where: str, source: TensorSpec, target: TensorSpec) -> None:
+    known = [got if want == -1 else want for want, got in zip(target.shape, source.shape, strict=False)]
+    if source.dtype != target.dtype or len(source.shape) != len(target.shape) or not fits(known, source.shape):
+        raise RepositoryError(
+            f"{where} is {source.dtype} {list(source.shape)} but is read as {target.dtype} {list(target.shape)}"
+        )
