@@ -1,0 +1,43 @@
+"""What all tests share: where the photographs are, and a fresh copy of the checkout."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def checkout_files() -> list[Path]:
+    """Files that a commit of all work so far would hold, relative to ROOT; skips where git cannot tell."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip(f"not a git checkout: {listed.stderr.strip()}")
+    paths = [Path(name) for name in sorted(set(listed.stdout.split("\0"))) if name]
+    return [path for path in paths if (ROOT / path).is_file()]
+
+
+@pytest.fixture(scope="session")
+def photographs() -> Path:
+    """Folder of the photographs and their annotations (TRITONPOSE_DATA); skips without them."""
+    folder = os.environ.get("TRITONPOSE_DATA")
+    if not folder:
+        pytest.skip("needs photographs: set TRITONPOSE_DATA to their folder")
+    if not Path(folder).is_dir():
+        pytest.fail(f"TRITONPOSE_DATA names no folder: {folder}")
+    return Path(folder).resolve()
+
+
+@pytest.fixture(scope="session")
+def fresh_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the checkout as a newcomer has it: no environments, no tools, and a blank in its path."""
+    copy = tmp_path_factory.mktemp("fresh") / "triton pose"
+    for path in checkout_files():
+        (copy / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / path, copy / path)
+    return copy
