@@ -1,0 +1,35 @@
+"""``python -m training``: one command for each stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train and measure tritonpose's networks.")
+
+Recipe = Annotated[Path, typer.Option("--recipe", exists=True, dir_okay=False, help="YAML recipe")]
+Output = Annotated[Path, typer.Option("--output", help="folder of the run")]
+Overrides = Annotated[list[str], typer.Option("--set", help="field=value, overrides the recipe; repeatable")]
+Resume = Annotated[bool, typer.Option("--resume", help="go on with the run in --output")]
+
+
+@app.command()
+def pose(recipe: Recipe, output: Output, overrides: Overrides = [], resume: Resume = False) -> None:  # noqa: B006
+    """Train a pose network."""
+    from training.pose import train_pose
+
+    train_pose(recipe, output, overrides, resume)
+
+
+@app.command()
+def detector(recipe: Recipe, output: Output, overrides: Overrides = [], resume: Resume = False) -> None:  # noqa: B006
+    """Train a person detector."""
+    from training.detector import train_detector
+
+    train_detector(recipe, output, overrides, resume)
+
+
+if __name__ == "__main__":
+    app()
