@@ -2,8 +2,11 @@
 
     ServiceError
     ├── InvalidImage          400  not an image, truncated, empty
+    ├── InvalidRequest        400  a body that is not what its content type says
     ├── Unauthorized          401  no API key
     ├── Forbidden             403  wrong API key
+    ├── NotFound              404  no such path or model
+    ├── RequestTimeout        408  the body did not arrive in time
     ├── TooLarge              413  too many bytes, pixels or images
     ├── UnsupportedMedia      415  content type or image format
     ├── InvalidOption         422  option out of range, unknown model
@@ -61,6 +64,12 @@ class NotFound(ServiceError):
     """A path names a thing that does not exist (``GET /v1/models/{name}``)."""
 
     status, type, title = 404, "not-found", "Not found"
+
+
+class RequestTimeout(ServiceError):
+    """The request's body did not arrive in time."""
+
+    status, type, title = 408, "request-timeout", "Request body too slow"
 
 
 class TooLarge(ServiceError):
