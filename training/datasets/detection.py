@@ -1,0 +1,204 @@
+"""Training pictures for the person detector: crops at many scales and mosaics, with boxes and ignore regions.
+
+All pictures lie decoded in memory. Sample ``index`` of seed ``seed`` is always the same picture, whatever was drawn
+before it and however many workers draw: that makes runs repeatable and a resumed run the same as an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from training.datasets.coco import CocoSet, ImageRecord, read_rgb
+from training.networks.detection_loss import Target
+from training.recipe import Strict
+
+# Border colour of letterboxed pictures, the same in service/letterbox.py.
+GREY = 114
+Boxes = npt.NDArray[np.float32]
+Image = npt.NDArray[np.uint8]
+
+
+class DetectionAugmentation(Strict):
+    """How samples are cut. Scales are relative to the picture as the service would letterbox it."""
+
+    size: int = Field(320, ge=64, multiple_of=64, description="side of the square training sample")
+    scale: tuple[float, float] = Field((0.6, 1.7), description="range of the log-uniform scale of single pictures")
+    mosaic: float = Field(0.5, ge=0, le=1, description="share of samples made of four pictures")
+    mosaic_scale: tuple[float, float] = Field((0.5, 1.3), description="the same for pictures in a mosaic")
+    person_height: tuple[float, float] = Field(
+        (40.0, 280.0), description="pixels of the person of a single-person crop (pictures not fully labelled)"
+    )
+    colour: float = Field(0.35, ge=0, le=1, description="strength of brightness, contrast, saturation changes")
+    flip: float = Field(0.5, ge=0, le=1)
+    min_visible: float = Field(0.35, ge=0, le=1, description="people cut down to less are ignored")
+    min_size: float = Field(6.0, ge=1, description="square root of the area under which people are ignored")
+    cache_side: int = Field(512, ge=64, description="longest side at which pictures are kept in memory")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture in memory: RGB [H, W, 3], people [G, 4] and crowds [C, 4] in its pixels, scale to the letterbox."""
+
+    image: Image
+    people: Boxes
+    crowds: Boxes
+    complete: bool
+    to_input: float
+
+
+def held_out(record: ImageRecord, share: float) -> bool:
+    """Whether a picture is kept for measuring during training: decided by its name, so the same in every run."""
+    return zlib.crc32(record.path.name.encode()) % 1000 < share * 1000
+
+
+def load_picture(record: ImageRecord, longest: int, input_size: int) -> Picture:
+    """Decode one picture, made smaller where its longest side exceeds ``longest``."""
+    image = read_rgb(record.path)
+    scale = min(1.0, longest / max(image.shape[:2]))
+    if scale < 1:
+        size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
+        image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+    factor = np.array([image.shape[1] / record.width, image.shape[0] / record.height] * 2)
+    people = [p.box * factor for p in record.people if not p.crowd]
+    crowds = [p.box * factor for p in record.people if p.crowd]
+    return Picture(
+        image,
+        np.array(people, np.float32).reshape(-1, 4),
+        np.array(crowds, np.float32).reshape(-1, 4),
+        record.complete,
+        input_size / max(image.shape[:2]),
+    )
+
+
+class DetectionDataset(Dataset[tuple[Tensor, Target]]):
+    """Augmented samples without end; see the module.
+
+    Args:
+        sets: COCO-format sets; a set's ``repeat`` weighs how often its pictures are drawn.
+        single: for each set, whether its pictures are crops of one labelled person, scaled by ``person_height``.
+    """
+
+    def __init__(
+        self,
+        sets: Sequence[tuple[CocoSet, Sequence[Picture]]],
+        augmentation: DetectionAugmentation,
+        seed: int,
+        length: int,
+    ) -> None:
+        self.pictures = [picture for _, pictures in sets for picture in pictures]
+        weights = np.concatenate([np.full(len(pictures), source.repeat) for source, pictures in sets])
+        self.cumulative = np.cumsum(weights / weights.sum())
+        self.augmentation = augmentation
+        self.seed = seed
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Target]:
+        """Sample ``index``: RGB uint8 [S, S, 3] and its target."""
+        rng = np.random.default_rng((self.seed, index))
+        options = self.augmentation
+        side = options.size
+        canvas = np.full((side, side, 3), GREY, np.uint8)
+        people: list[Boxes] = []
+        ignored: list[Boxes] = []
+        if rng.random() < options.mosaic:
+            x, y = (int(v) for v in rng.uniform(0.3, 0.7, 2) * side)
+            cells = [(0, 0, x, y), (x, 0, side, y), (0, y, x, side), (x, y, side, side)]
+            scales = options.mosaic_scale
+        else:
+            cells, scales = [(0, 0, side, side)], options.scale
+        for cell in cells:
+            found, hidden = self._paste(canvas, cell, scales, rng)
+            people.append(found)
+            ignored.append(hidden)
+        canvas = _colour(canvas, options.colour, rng)
+        return torch.from_numpy(canvas), Target(
+            torch.from_numpy(np.concatenate(people)), torch.from_numpy(np.concatenate(ignored))
+        )
+
+    def _paste(
+        self, canvas: Image, cell: tuple[int, int, int, int], scales: tuple[float, float], rng: np.random.Generator
+    ) -> tuple[Boxes, Boxes]:
+        """Fill one cell of the canvas with a random picture; returns people and ignore regions."""
+        options = self.augmentation
+        picture = self.pictures[min(int(np.searchsorted(self.cumulative, rng.random())), len(self.pictures) - 1)]
+        if picture.complete or len(picture.people) != 1:
+            scale = picture.to_input * float(np.exp(rng.uniform(*np.log(scales))))
+        else:
+            height = float(picture.people[0, 3] - picture.people[0, 1])
+            scale = float(np.exp(rng.uniform(*np.log(options.person_height)))) / max(height, 1)
+        left, top, right, bottom = cell
+        source, place = [], []
+        for length, low, high in ((picture.image.shape[1], left, right), (picture.image.shape[0], top, bottom)):
+            # Either a random part of the picture fills the cell, or the whole picture lies somewhere in it.
+            taken = min(length, max(1, round((high - low) / scale)))
+            filled = min(high - low, max(1, round(taken * scale)))
+            start = int(rng.integers(0, length - taken + 1))
+            at = low + int(rng.integers(0, high - low - filled + 1))
+            source.append((start, taken))
+            place.append((at, filled))
+        (sx, sw), (sy, sh) = source
+        (px, pw), (py, ph) = place
+        method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        part = cv2.resize(picture.image[sy : sy + sh, sx : sx + sw], (pw, ph), interpolation=method)
+        flip = rng.random() < options.flip
+        canvas[py : py + ph, px : px + pw] = part[:, ::-1] if flip else part
+        factor = np.array([pw / sw, ph / sh] * 2, np.float32)
+
+        def moved(boxes: Boxes) -> Boxes:
+            shifted = (boxes - np.array([sx, sy, sx, sy], np.float32)) * factor
+            if flip:
+                shifted = np.stack([pw - shifted[:, 2], shifted[:, 1], pw - shifted[:, 0], shifted[:, 3]], 1)
+            return np.asarray(shifted + np.array([px, py, px, py], np.float32), np.float32)
+
+        bounds = np.array([px, py, px + pw, py + ph], np.float32)
+        whole = moved(picture.people)
+        clipped = _clip(whole, bounds)
+        area, visible = _area(whole), _area(clipped)
+        good = (visible >= options.min_visible * area) & (visible >= options.min_size**2)
+        crowds = _clip(moved(picture.crowds), bounds)
+        hidden = [clipped[~good & (visible > 0)], crowds[_area(crowds) > 0]]
+        if not picture.complete:
+            hidden.append(bounds[None])
+        return clipped[good], np.concatenate(hidden)
+
+
+def _clip(boxes: Boxes, bounds: Boxes) -> Boxes:
+    return np.concatenate(
+        [np.clip(boxes[:, :2], bounds[:2], bounds[2:]), np.clip(boxes[:, 2:], bounds[:2], bounds[2:])], 1
+    )
+
+
+def _area(boxes: Boxes) -> Boxes:
+    return np.asarray((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]), np.float32)
+
+
+def _colour(image: Image, strength: float, rng: np.random.Generator) -> Image:
+    """Random saturation, contrast, brightness and tint; one picture in twenty becomes grey."""
+    if strength == 0:
+        return image
+    saturation = 0.0 if rng.random() < 0.05 else 1 + rng.uniform(-strength, strength)
+    grey = np.asarray(cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB), np.uint8)
+    mixed = np.asarray(cv2.addWeighted(image, saturation, grey, 1 - saturation, 0), np.uint8)
+    contrast = 1 + rng.uniform(-strength, strength)
+    tint = rng.uniform(-strength, strength) * 80 + rng.uniform(-strength, strength, 3) * 25
+    values = (np.arange(256, dtype=np.float32)[:, None] - 127) * contrast + 127 + tint[None]
+    table = np.clip(values, 0, 255).astype(np.uint8).reshape(1, 256, 3)
+    return np.asarray(cv2.LUT(mixed, table), np.uint8)
+
+
+def collate(samples: Sequence[tuple[Tensor, Target]]) -> tuple[Tensor, list[Target]]:
+    """Images uint8 [N, S, S, 3] and their targets."""
+    return torch.stack([s[0] for s in samples]), [s[1] for s in samples]

@@ -1,0 +1,71 @@
+"""A light residual backbone (He et al. 2015, the ResNet-18 layout at half width) for detectors on CPUs.
+
+Plain 3x3 convolutions rather than depthwise ones: on CPUs they train several times faster for the same work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+
+def _conv_bn(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(outputs))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.first = _conv_bn(inputs, outputs, 3, stride)
+        self.second = _conv_bn(outputs, outputs, 3)
+        self.shortcut = nn.Identity() if stride == 1 and inputs == outputs else _conv_bn(inputs, outputs, 1, stride)
+        self.relu = nn.ReLU(inplace=True)
+        # Each block starts as its shortcut (Goyal et al. 2017, section 5.1): a safer start at large learning rates.
+        nn.init.zeros_(self.second[1].weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, inputs, H, W] -> [N, outputs, H / stride, W / stride]."""
+        shortcut = self.shortcut(x)
+        return self.relu(shortcut + self.second(self.relu(self.first(x))))
+
+
+class LightResNet(nn.Module):
+    """Four stages of basic blocks; the last three (strides 8, 16, 32) are given to a feature pyramid.
+
+    Args:
+        width: channels of the first stage; each further stage doubles them.
+        blocks: blocks in each stage.
+    """
+
+    def __init__(self, width: int = 32, blocks: Sequence[int] = (2, 2, 2, 2)) -> None:
+        super().__init__()
+        # Two strided 3x3 convolutions instead of 7x7 and pooling: a third of the work, as good (He et al. 2018).
+        self.stem = nn.Sequential(
+            _conv_bn(3, width // 2, 3, 2),
+            nn.ReLU(inplace=True),
+            _conv_bn(width // 2, width, 3, 2),
+            nn.ReLU(inplace=True),
+        )
+        stages = []
+        channels = width
+        for index, count in enumerate(blocks):
+            outputs = width * 2**index
+            layers = [BasicBlock(channels, outputs, 1 if index == 0 else 2)]
+            layers += [BasicBlock(outputs, outputs, 1) for _ in range(count - 1)]
+            stages.append(nn.Sequential(*layers))
+            channels = outputs
+        self.stages = nn.ModuleList(stages)
+        self.channels: tuple[int, ...] = tuple(width * 2**index for index in range(1, len(blocks)))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Images [N, 3, H, W] -> features at strides 8, 16, 32 with ``channels`` channels."""
+        x = self.stem(x)
+        features = []
+        for index, stage in enumerate(self.stages):
+            x = stage(x)
+            if index:
+                features.append(x)
+        return features
