@@ -33,11 +33,15 @@ def photographs() -> Path:
     return Path(folder).resolve()
 
 
+def copy_checkout(target: Path) -> Path:
+    """Copy the checkout as a newcomer has it, without environments and tools; returns ``target``."""
+    for path in checkout_files():
+        (target / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / path, target / path)
+    return target
+
+
 @pytest.fixture(scope="session")
 def fresh_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the checkout as a newcomer has it: no environments, no tools, and a blank in its path."""
-    copy = tmp_path_factory.mktemp("fresh") / "triton pose"
-    for path in checkout_files():
-        (copy / path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / path, copy / path)
-    return copy
+    """A newcomer's copy of the checkout, with a blank in its path."""
+    return copy_checkout(tmp_path_factory.mktemp("fresh") / "triton pose")

@@ -1,0 +1,192 @@
+"""Every command of the README runs, in a fresh copy of the checkout, and answers what the README says.
+
+Were these to fail, the first thing a newcomer types would not work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, copy_checkout
+
+pytestmark = pytest.mark.slow
+
+README = (ROOT / "README.md").read_text()
+# The README trains for hours; here the same commands take two steps.
+SHORTENED = {
+    "python -m training detector": "--set steps=2 --set batch_size=2",
+    "python -m training pose": "--set steps=2 --set batch=2",
+}
+
+
+def readme_commands() -> list[str]:
+    """All lines of the README's ``sh`` blocks."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def commands_starting(*beginnings: str) -> list[str]:
+    """The README's commands that begin with one of these words."""
+    return [command for command in readme_commands() if command.startswith(beginnings)]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@contextlib.contextmanager
+def running_service(folder: Path) -> Iterator[tuple[str, float]]:
+    """``make serve`` in ``folder``; yields host:port and the seconds it took until it was ready."""
+    address = f"127.0.0.1:{free_port()}"
+    start = time.monotonic()
+    command = ["make", "serve", f"PORT={address.split(':')[1]}"]
+    process = subprocess.Popen(command, cwd=folder, start_new_session=True)
+    try:
+        while not is_ready(address):
+            assert process.poll() is None, f"make serve ended with {process.returncode}"
+            assert time.monotonic() - start < 900, "make serve is not ready after 15 minutes"
+            time.sleep(0.05)
+        yield address, time.monotonic() - start
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def is_ready(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://{address}/v1/health/ready", timeout=5) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, ConnectionError, TimeoutError):
+        return False
+
+
+@pytest.fixture(scope="module")
+def service(fresh_copy: Path) -> Iterator[str]:
+    """host:port of the service that a newcomer has after ``make serve``."""
+    with running_service(fresh_copy) as (address, _):
+        yield address
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the checkout to train and export in."""
+    return copy_checkout(tmp_path_factory.mktemp("workshop") / "tritonpose")
+
+
+def shell(command: str, folder: Path) -> str:
+    """Output of a command line run in ``folder`` with this test's Python first on the PATH."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")}
+    done = subprocess.run(command, shell=True, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+def agrees(shown: object, answered: object) -> bool:
+    """Whether the README's JSON is part of the answer; numbers to 2 % or 0.05 (other processors round otherwise)."""
+    if isinstance(shown, dict) and isinstance(answered, dict):
+        return all(key in answered and agrees(value, answered[key]) for key, value in shown.items())
+    if isinstance(shown, list) and isinstance(answered, list):
+        return len(shown) == len(answered) and all(map(agrees, shown, answered))
+    if isinstance(shown, float | int) and isinstance(answered, float | int):
+        return abs(shown - answered) <= max(0.05, 0.02 * abs(answered))
+    return shown == answered
+
+
+def test_every_command_is_covered() -> None:
+    covered = {
+        *commands_starting("make serve", "make test", "curl", ". .venv/dev/bin/activate"),
+        *commands_starting(".venv/serve/bin/tritonpose", "python -m training", "python -m export"),
+    }
+    assert set(readme_commands()) == covered
+
+
+def test_links_lead_somewhere() -> None:
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
+    assert targets
+    assert not [target for target in targets if not (ROOT / target).exists()]
+
+
+def test_make_test_and_lint_are_what_ci_runs() -> None:
+    assert commands_starting("make test") == ["make test"]
+    lines = (ROOT / ".ci" / "run").read_text().splitlines()
+    assert {"make test", "make lint"} <= set(lines)
+
+
+def test_development_environment_can_be_activated() -> None:
+    (command,) = commands_starting(". ")
+    assert command == ". .venv/dev/bin/activate"
+    if Path(sys.prefix) != ROOT / ".venv" / "dev":
+        pytest.skip(f"the tests run in {sys.prefix}, not in what make test installs")
+    assert (Path(sys.prefix) / "bin" / "activate").is_file()
+
+
+def test_second_start_is_quick(service: str, fresh_copy: Path) -> None:
+    """The first one, which installs, is the ``service`` fixture."""
+    assert is_ready(service)
+    seconds = []
+    while len(seconds) < 3 and not any(taken < 5 for taken in seconds):
+        with running_service(fresh_copy) as (_, taken):
+            seconds.append(taken)
+    assert min(seconds) < 5, seconds
+
+
+@pytest.mark.parametrize("command", commands_starting("curl"))
+def test_curl(command: str, service: str, fresh_copy: Path) -> None:
+    assert "localhost:8000" in command
+    output = shell(command.replace("localhost:8000", service), fresh_copy)
+    words = shlex.split(command)
+    if "-o" in words:
+        picture = (fresh_copy / words[words.index("-o") + 1]).read_bytes()
+        assert picture.startswith(b"\x89PNG"), picture[:200]
+        return
+    shown = re.search(re.escape(command) + r"\n```.*?^```json\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    assert shown, f"the README shows no answer of {command}"
+    answer = json.loads(output)
+    document = json.loads(shown[1])
+    part = {key: answer.get(key) for key in ("images", "annotations")}
+    now = textwrap.fill(json.dumps(part), 118, break_long_words=False, break_on_hyphens=False)
+    assert document, f"the README shows an empty answer; this is the real one:\n{now}"
+    assert agrees(document, answer), f"the answer has changed:\n{now}"
+
+
+@pytest.mark.parametrize("command", commands_starting(".venv/serve/bin/tritonpose"))
+def test_tritonpose(command: str, service: str, fresh_copy: Path) -> None:
+    output = shell(command, fresh_copy)
+    words = shlex.split(command)
+    if "predict" in words:
+        assert json.loads((fresh_copy / words[words.index("--out") + 1]).read_text())["annotations"]
+        assert list((fresh_copy / words[words.index("--draw") + 1]).iterdir())
+    else:
+        assert output.strip()
+
+
+@pytest.mark.parametrize("command", commands_starting("python -m"))
+def test_training_and_export(command: str, workshop: Path, photographs: Path) -> None:
+    """In the README's order: export and evaluate take what the commands before them made."""
+    for beginning, options in SHORTENED.items():
+        if command.startswith(beginning):
+            command = f"{command} {options}"
+    shell(command, workshop)
