@@ -8,8 +8,10 @@ ENVIRONMENT ?= serve
 ARGS ?=
 
 # The first Python that is new enough; python3 may be an old one.
-PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11 python3.10 python; do \
+ifndef PYTHON
+PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3.11 python3.10 python; do \
 	"$$python" -c "import sys; sys.exit(sys.version_info < (3, 10))" 2>/dev/null && echo "$$python" && break; done)
+endif
 BIN := .venv/dev/bin
 # What requirements/ says must not depend on who compiled it: header and addresses.
 COMPILE = UV_CUSTOM_COMPILE_COMMAND="make requirements" $(BIN)/uv pip compile --quiet --universal --generate-hashes \
