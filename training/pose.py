@@ -54,7 +54,6 @@ class PoseRecipe(Strict):
     height: int = Field(256, description="of the crop, pixels")
     network: PoseNetwork = PoseNetwork()
     radii: tuple[Radius, ...] = Field(min_length=1)
-    separate: bool = Field(False, description="export each radius as a model of its own (one head per run)")
     augmentation: Augmentation = Augmentation()
     min_joints: int = Field(3, ge=1)
     holdout: float = Field(0.03, ge=0, lt=0.5, description="part of the training pictures kept aside to watch")
@@ -131,7 +130,7 @@ def train_pose(recipe_path: Path, output: Path, overrides: Sequence[str] = (), r
     fabric = Fabric(accelerator="auto", devices=recipe.devices, precision=recipe.precision)
     fabric.launch()
     network = build_pose_network(recipe)
-    if recipe.init:
+    if recipe.init and not resume:
         _initialise(network, recipe.init)
     run = Run(output, recipe, resume=resume)
     trainer = _Trainer(recipe, fabric, network, run, resume)
