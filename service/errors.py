@@ -6,11 +6,13 @@
     ├── Unauthorized          401  no API key
     ├── Forbidden             403  wrong API key
     ├── NotFound              404  no such path or model
+    ├── MethodNotAllowed      405  not with this HTTP method
     ├── RequestTimeout        408  the body did not arrive in time
     ├── TooLarge              413  too many bytes, pixels or images
     ├── UnsupportedMedia      415  content type or image format
     ├── InvalidOption         422  option out of range, unknown model
     ├── Overloaded            429  the bounded queue is full (Retry-After)
+    ├── ClientGone            499  the caller hung up
     ├── EngineUnavailable     503  engine gone, starting or draining (Retry-After)
     │   └── ModelNotFound     503  a model the pipeline needs is not loaded
     └── DeadlineExceeded      504  the request's time is up
@@ -66,6 +68,12 @@ class NotFound(ServiceError):
     status, type, title = 404, "not-found", "Not found"
 
 
+class MethodNotAllowed(ServiceError):
+    """The path exists, but not for this HTTP method; the header ``Allow`` names those it has."""
+
+    status, type, title = 405, "method-not-allowed", "Method not allowed"
+
+
 class RequestTimeout(ServiceError):
     """The request's body did not arrive in time."""
 
@@ -100,6 +108,12 @@ class InferenceFailed(ServiceError):
     """The engine answered with an error of its own."""
 
     status, type, title = 500, "inference-failed", "Inference failed"
+
+
+class ClientGone(ServiceError):
+    """The caller hung up: nobody reads this answer, but logs and metrics show it (nginx's status)."""
+
+    status, type, title = 499, "client-gone", "Caller hung up"
 
 
 class EngineUnavailable(ServiceError):

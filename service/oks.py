@@ -41,8 +41,8 @@ def pairwise_oks(
     squared = ((a[:, None] - b[None]) ** 2).sum(-1)
     variances = (2.0 * np.asarray(sigmas, np.float64)) ** 2
     # np.spacing(1) as in cocoapi: a person of no area then has similarity 0 or 1, not NaN.
-    areas = np.broadcast_to(np.asarray(areas, np.float64), squared.shape[:2])[..., None] + np.spacing(1.0)
-    terms = np.exp(-squared / (2.0 * areas * variances))
+    spread = np.broadcast_to(np.asarray(areas, np.float64), squared.shape[:2])[..., None] + np.spacing(1.0)
+    terms = np.exp(-squared / (2.0 * spread * variances))
     if visible is None:
         return np.asarray(terms.mean(-1))
     counted = np.asarray(visible, bool)[:, None, :]

@@ -1,0 +1,243 @@
+"""Request bodies: multipart, a raw picture or JSON, read with a bound on every count and handed on as pictures.
+
+Bytes are counted while they arrive, whatever ``Content-Length`` says; nothing is spooled to disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import json
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from python_multipart.exceptions import MultipartParseError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from service.errors import InvalidOption, InvalidRequest, RequestTimeout, TooLarge, UnsupportedMedia
+from service.settings import Settings
+from service.steps import Array, NamedPicture, Picture
+
+RAW_TYPES = ("image/jpeg", "image/png", "image/webp")
+# Boxes that a caller may give for one picture; the densest crowd pictures of COCO have some 60.
+MAX_BOXES = 200
+# Form fields are options: a dozen short texts.
+_MAX_FIELDS = 32
+_MAX_FIELD_BYTES = 1000
+
+
+@dataclass
+class Body:
+    """What a request brought: its pictures, and options given as form fields or JSON members."""
+
+    pictures: list[Picture] = field(default_factory=list)
+    options: list[tuple[str, object]] = field(default_factory=list)
+
+
+class JsonImage(BaseModel):
+    """One picture of a JSON body."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    data: str = Field(description="The file in base64; a `data:` URL is fine.")
+    id: int | None = Field(None, description="`image_id` in the answer. Default: its place in the list, from 1.")
+    boxes: list[list[float]] | None = Field(
+        None, description="People as `[x, y, w, h]` in pixels: then these are posed and no detector runs."
+    )
+
+
+class JsonBody(BaseModel):
+    """A JSON body."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    images: list[JsonImage] = Field(min_length=1)
+    options: dict[str, Any] = Field(default_factory=dict, description="Options, as in the query.")
+
+
+async def read_bytes(
+    stream: AsyncIterator[bytes], declared: str | None, settings: Settings, hold: Callable[[int], None]
+) -> bytes:
+    """Read a body, counting.
+
+    Args:
+        stream: the body's pieces as they arrive.
+        declared: the ``Content-Length`` header, if any.
+        settings: ``max_body_bytes`` and ``body_seconds`` are used.
+        hold: told the number of bytes of each piece; raises Overloaded when all requests together hold too many.
+
+    Raises:
+        TooLarge: more bytes than allowed, by the header or by the count.
+        RequestTimeout: the body took too long to arrive.
+    """
+    limit = settings.max_body_bytes
+    if declared is not None and declared.isdecimal() and int(declared) > limit:
+        raise TooLarge(f"the body has {declared} bytes; at most {limit} are served")
+    received = bytearray()
+
+    async def receive() -> None:
+        async for piece in stream:
+            hold(len(piece))
+            received.extend(piece)
+            if len(received) > limit:
+                raise TooLarge(f"the body has more than {limit} bytes")
+
+    try:
+        await asyncio.wait_for(receive(), settings.body_seconds)
+    except asyncio.TimeoutError:  # before Python 3.11 not the built-in one
+        raise RequestTimeout(f"the body did not arrive within {settings.body_seconds:g} s") from None
+    return bytes(received)
+
+
+def parse_body(content_type: str, data: bytes, max_images: int) -> Body:
+    """Parse a whole body.
+
+    Args:
+        content_type: the ``Content-Type`` header.
+        data: the body.
+        max_images: most pictures of one request.
+
+    Raises:
+        UnsupportedMedia: another content type.
+        InvalidRequest: a body that is not what its content type says.
+        TooLarge: more pictures than ``max_images``.
+        InvalidOption: boxes that are not four finite numbers with a positive size.
+    """
+    kind, parameters = parse_options_header(content_type)
+    name = kind.decode("latin-1").lower()
+    if name in RAW_TYPES:
+        return Body([Picture(data, 1)])
+    if name == "multipart/form-data":
+        return _parse_multipart(data, parameters.get(b"boundary"), max_images)
+    if name == "application/json":
+        return _parse_json(data, max_images)
+    raise UnsupportedMedia(
+        f"content type {name[:100] or 'missing'!r}: send multipart/form-data with parts named image "
+        f"(curl -F image=@photo.jpg), one of {', '.join(RAW_TYPES)} "
+        "(curl --data-binary @photo.jpg -H 'Content-Type: image/jpeg'), or application/json"
+    )
+
+
+class _Parts:
+    """Callbacks of the multipart parser: ``image`` parts become pictures, the others options."""
+
+    def __init__(self, max_images: int) -> None:
+        self.body = Body()
+        self._max_images = max_images
+        self._headers: dict[bytes, bytes] = {}
+        self._name, self._value, self._data = b"", b"", bytearray()
+        self.ended = False
+
+    def begin(self) -> None:
+        self._headers, self._data = {}, bytearray()
+        self._name = self._value = b""
+
+    def header_field(self, data: bytes, start: int, end: int) -> None:
+        self._name += data[start:end]
+
+    def header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def header_end(self) -> None:
+        self._headers[self._name.lower()] = self._value
+        self._name = self._value = b""
+
+    def data(self, data: bytes, start: int, end: int) -> None:
+        self._data += data[start:end]
+
+    def part_end(self) -> None:
+        _, parameters = parse_options_header(self._headers.get(b"content-disposition", b""))
+        name = parameters.get(b"name", b"").decode("utf-8", "replace")
+        pictures, options = self.body.pictures, self.body.options
+        if name == "image":
+            if len(pictures) == self._max_images:
+                raise TooLarge(f"more than {self._max_images} images in one request")
+            pictures.append(Picture(bytes(self._data), len(pictures) + 1))
+        elif b"filename" in parameters:
+            raise InvalidRequest(f"a file in the part {name[:50]!r}: name it image")
+        else:
+            if len(options) == _MAX_FIELDS or len(self._data) > _MAX_FIELD_BYTES:
+                raise InvalidRequest(f"form fields: at most {_MAX_FIELDS} of {_MAX_FIELD_BYTES} bytes")
+            options.append((name, self._data.decode("utf-8", "replace")))
+
+    def end(self) -> None:
+        self.ended = True
+
+
+def _parse_multipart(data: bytes, boundary: bytes | None, max_images: int) -> Body:
+    if not boundary:
+        raise InvalidRequest("multipart/form-data without a boundary")
+    parts = _Parts(max_images)
+    parser = MultipartParser(
+        boundary,
+        {
+            "on_part_begin": parts.begin,
+            "on_header_field": parts.header_field,
+            "on_header_value": parts.header_value,
+            "on_header_end": parts.header_end,
+            "on_part_data": parts.data,
+            "on_part_end": parts.part_end,
+            "on_end": parts.end,
+        },
+    )
+    try:
+        parser.write(data)
+        parser.finalize()
+    except MultipartParseError as error:
+        raise InvalidRequest(f"the multipart body cannot be read: {error}") from None
+    if not parts.ended:
+        raise InvalidRequest("the multipart body ends before its last boundary")
+    if not parts.body.pictures:
+        raise InvalidRequest("no part named image (curl -F image=@photo.jpg)")
+    return parts.body
+
+
+def _parse_json(data: bytes, max_images: int) -> Body:
+    try:
+        raw = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"the body is not JSON: {error}") from None
+    if isinstance(raw, dict) and isinstance(raw.get("images"), list) and len(raw["images"]) > max_images:
+        raise TooLarge(f"{len(raw['images'])} images; at most {max_images} in one request")
+    try:
+        parsed = JsonBody.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InvalidRequest(f"the JSON body: {where or 'top level'}: {first['msg']}") from None
+    pictures = []
+    for index, image in enumerate(parsed.images):
+        with NamedPicture(index):
+            boxes = None if image.boxes is None else _boxes(image.boxes)
+            pictures.append(Picture(_from_base64(image.data), index + 1 if image.id is None else image.id, boxes))
+    ids = [picture.id for picture in pictures]
+    if len(set(ids)) != len(ids):
+        raise InvalidRequest("two images of the JSON body have the same id")
+    return Body(pictures, list(parsed.options.items()))
+
+
+def _from_base64(text: str) -> bytes:
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidRequest(f"data is not base64: {error}") from None
+
+
+def _boxes(given: list[list[float]]) -> Array:
+    """COCO boxes x y w h to float64 [P, 4] x1 y1 x2 y2."""
+    if len(given) > MAX_BOXES:
+        raise TooLarge(f"{len(given)} boxes; at most {MAX_BOXES} for one image")
+    if any(len(box) != 4 for box in given):
+        raise InvalidOption("boxes: each box is four numbers x, y, width, height")
+    boxes = np.asarray(given, np.float64).reshape(-1, 4)
+    # A box far outside any picture would overflow the crop's affine.
+    if not (np.isfinite(boxes).all() and (np.abs(boxes) < 1e6).all() and (boxes[:, 2:] > 0).all()):
+        raise InvalidOption("boxes: numbers must be finite, below a million, with positive width and height")
+    boxes[:, 2:] += boxes[:, :2]
+    return boxes

@@ -1,0 +1,114 @@
+"""The options of a request: one model, validated once, for queries, forms, the command line and the docs."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+
+from service.errors import InvalidOption
+
+Format = Literal["coco", "results", "image"]
+
+_MAX_WEIGHT = 8.0
+
+
+def _weights(value: object) -> object:
+    if isinstance(value, str):
+        try:
+            return tuple(float(part) for part in value.split(","))
+        except ValueError:
+            raise ValueError("comma-separated numbers, one for each radius, e.g. 1,1,1") from None
+    return value
+
+
+class PoseOptions(BaseModel):
+    """How a request wants its people. Unknown names, NaN and values out of range raise (see :func:`read_options`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+    model: str = Field("pose", min_length=1, max_length=100, description="Pose model; `GET /v1/models` lists them.")
+    score_threshold: float | None = Field(
+        None, ge=0, le=1, description="Joint score from which `v` is 2. Default: the model's own."
+    )
+    box_threshold: float | None = Field(
+        None, ge=0, le=1, description="Lowest detector score of a person. Default: the detector's own."
+    )
+    max_people: int = Field(20, ge=1, le=200, description="Most people in one picture; the best boxes are kept.")
+    nms_iou: float = Field(0.6, ge=0, le=1, description="Boxes that overlap a better one by more than this go.")
+    nms_oks: float = Field(0.5, ge=0, le=1, description="Poses more similar (OKS) to a better one than this go.")
+    rescore: bool | Literal["mean_over_0.2"] = Field(
+        True,
+        description="Person score: `true` box score x mean of the joint scores, `mean_over_0.2` only of joints "
+        "above 0.2, `false` the box score.",
+    )
+    flip: bool = Field(False, description="Average with the mirrored crop: slower, a little more exact.")
+    fusion: Annotated[tuple[float, ...] | None, BeforeValidator(_weights)] = Field(
+        None,
+        description="Exponents of the model's radius maps in their product: `1,1,1` all three (the default, as many "
+        "as the model has), `1,0,0` the first alone.",
+    )
+    format: Format = Field("coco", description="`coco` document, `results` list for `loadRes`, or drawn `image`.")
+
+    @field_validator("fusion", mode="after")
+    @classmethod
+    def _check_fusion(cls, weights: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if weights is None:
+            return None
+        if not all(math.isfinite(weight) and 0 <= weight <= _MAX_WEIGHT for weight in weights):
+            raise ValueError(f"weights lie in 0..{_MAX_WEIGHT:g}")
+        if not sum(weights) > 0:
+            raise ValueError("at least one weight must be above 0")
+        return weights
+
+    def echo(self) -> dict[str, object]:
+        """The options as they are echoed in the answer's ``info``."""
+        echoed = self.model_dump()
+        if self.fusion is not None:
+            echoed["fusion"] = ",".join(f"{weight:g}" for weight in self.fusion)
+        return echoed
+
+
+def read_options(given: Iterable[tuple[str, object]], defaults: PoseOptions | None = None) -> PoseOptions:
+    """Validate options as they arrive, as pairs of name and value (text from queries and forms).
+
+    Args:
+        given: pairs in the order of the request; a name that comes twice is refused.
+        defaults: values of the options that are not given; :class:`PoseOptions`' own when None.
+
+    Raises:
+        InvalidOption: names every option that is unknown, given twice or out of range.
+    """
+    values: dict[str, object] = {}
+    wrong: list[str] = []
+    for name, value in given:
+        if name in values:
+            wrong.append(f"{name}: given twice")
+        values[name] = value
+    for name in values:
+        if name not in PoseOptions.model_fields:
+            close = difflib.get_close_matches(name, PoseOptions.model_fields, n=1)
+            wrong.append(f"{name[:50]}: unknown option" + (f"; did you mean {close[0]}?" if close else ""))
+    if wrong:
+        raise InvalidOption("; ".join(wrong))
+    if defaults is not None:
+        values = {**defaults.model_dump(), **values}
+    try:
+        return PoseOptions.model_validate(values)
+    except ValidationError as error:
+        raise InvalidOption("; ".join(_explain(values, error))) from None
+
+
+def _explain(values: dict[str, object], error: ValidationError) -> list[str]:
+    """One line for each wrong option: its name, what it must be, and what was given."""
+    lines: dict[str, str] = {}
+    for problem in error.errors(include_url=False):
+        name = str(problem["loc"][0])
+        message = problem["msg"].removeprefix("Value error, ")
+        if name == "rescore":  # a union reports each of its members
+            message = "Input should be true, false or mean_over_0.2"
+        lines.setdefault(name, f"{name}: {message}, got {str(values.get(name))[:50]!r}")
+    return list(lines.values())

@@ -1,0 +1,236 @@
+"""The pipeline: pictures in, people out. One detector call for a group of pictures, one pose call for a picture.
+
+    headers -> decode, letterbox -> detector -> NMS, crops -> pose -> back to the picture, scores, OKS-NMS
+
+Serving, the command line and ``training evaluate`` all run this code. Work on pixels (:mod:`service.steps`) happens
+in a bounded pool of threads (OpenCV and NumPy let go of the interpreter lock), so the event loop stays free.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, ParamSpec, TypeVar
+
+import cv2
+import numpy as np
+
+from service.engines.base import Engine, Tensors
+from service.errors import InferenceFailed, InvalidOption, ModelNotFound
+from service.image_header import ImageHeader
+from service.metrics import Metrics
+from service.options import PoseOptions
+from service.people import People, PosedPicture
+from service.pixel_budget import PixelBudget
+from service.presets import DetectorPreset, PosePreset, Presets
+from service.settings import Settings
+from service.stages import Stages
+from service.steps import (
+    Candidates,
+    Opened,
+    Picture,
+    answer_people,
+    cut_crops,
+    find_crops,
+    open_picture,
+    read_headers,
+)
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+# Pictures of one detector call: enough to fill a batch, few enough that their pixels do not pile up.
+_GROUP = 16
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a request gets.
+
+    Attributes:
+        pictures: in the order given.
+        options: with the model's defaults filled in.
+        pose: the model that answered.
+    """
+
+    pictures: list[PosedPicture]
+    options: PoseOptions
+    pose: PosePreset
+
+
+class PosePipeline:
+    """Pictures to people over an engine. Safe for many requests of one event loop at a time."""
+
+    def __init__(self, engine: Engine, settings: Settings, metrics: Metrics | None = None) -> None:
+        # Threads come from the pool and the engine; OpenCV's own would fight with them over the same cores.
+        cv2.setNumThreads(1)
+        self.engine = engine
+        self.presets = Presets(engine)
+        self._settings = settings
+        self._metrics = metrics
+        self._pool = ThreadPoolExecutor(settings.cpu_threads, thread_name_prefix="pixels")
+        self._budget = PixelBudget(max(settings.pixel_budget, settings.max_pixels))
+
+    async def run(
+        self,
+        pictures: Sequence[Picture],
+        options: PoseOptions,
+        stages: Stages | None = None,
+        *,
+        keep_pixels: bool = False,
+    ) -> Answer:
+        """Find the people of every picture.
+
+        Args:
+            pictures: encoded pictures.
+            options: validated options.
+            stages: gets the seconds of each stage; None when nobody asks.
+            keep_pixels: hand the decoded pictures back too, for drawing.
+
+        Raises:
+            InvalidImage, TooLarge, UnsupportedMedia: with the ``image_index`` of the first bad picture.
+            InvalidOption: options that do not fit the model.
+            EngineUnavailable, ModelNotFound, InferenceFailed, DeadlineExceeded: from the engine.
+        """
+        stages = stages if stages is not None else Stages()
+        try:
+            pose, detector = await self.presets.find(options.model)
+            options = fill_in(options, pose, detector)
+            run = _Run(self, options, pose, detector, stages, keep_pixels)
+            headers = await self.off_loop(
+                read_headers, list(pictures), self._settings.max_image_bytes, self._settings.max_pixels, stages
+            )
+            answers: list[PosedPicture] = []
+            for group in self._groups(headers):
+                async with self._budget.hold(sum(headers[index].pixels for index in group)):
+                    answers += await run.group([(index, pictures[index], headers[index]) for index in group])
+            return Answer(answers, options, pose)
+        except (ModelNotFound, InferenceFailed):
+            self.presets.forget()
+            raise
+
+    async def infer(self, model: str, inputs: Tensors) -> dict[str, Any]:
+        """One engine call, counted."""
+        if self._metrics:
+            self._metrics.engine_rows.labels(model).observe(len(next(iter(inputs.values()))))
+        return await self.engine.infer(model, inputs)
+
+    async def off_loop(
+        self, work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
+    ) -> Result:
+        """Run CPU work in the bounded pool of threads."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, lambda: work(*args, **kwargs))
+
+    def close(self) -> None:
+        """Let the threads end; the engine is closed by whoever opened it."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _groups(self, headers: Sequence[ImageHeader]) -> Iterator[list[int]]:
+        """Consecutive pictures that go through together: at most 16, and not more pixels than one large picture."""
+        group: list[int] = []
+        pixels = 0
+        for index, header in enumerate(headers):
+            if group and (len(group) == _GROUP or pixels + header.pixels > self._settings.max_pixels):
+                yield group
+                group, pixels = [], 0
+            group.append(index)
+            pixels += header.pixels
+        if group:
+            yield group
+
+
+class _Run:
+    """One request on its way: what is the same for all its pictures."""
+
+    def __init__(
+        self,
+        pipeline: PosePipeline,
+        options: PoseOptions,
+        pose: PosePreset,
+        detector: DetectorPreset,
+        stages: Stages,
+        keep_pixels: bool,
+    ) -> None:
+        self.pipeline, self.options, self.stages, self.keep_pixels = pipeline, options, stages, keep_pixels
+        self.pose, self.detector = pose, detector
+        self.pose_model = (pose.flip_model or pose.name) if options.flip else pose.name
+        self.weights = np.array(options.fusion, np.float32)
+
+    async def group(self, group: Sequence[tuple[int, Picture, ImageHeader]]) -> list[PosedPicture]:
+        """Decode some pictures at a time, detect in one call, then pose each picture's people in one call."""
+        opened = await _in_order(
+            [
+                self.pipeline.off_loop(open_picture, index, picture, header, self.detector.side, self.stages)
+                for index, picture, header in group
+            ]
+        )
+        found = iter(await self._detect([one.square for one in opened if one.square is not None]))
+        return await _in_order(
+            [
+                self._pose(picture, one, next(found) if one.square is not None else None)
+                for (_, picture, _), one in zip(group, opened, strict=True)
+            ]
+        )
+
+    async def _detect(self, squares: Sequence[np.ndarray[Any, Any]]) -> list[Candidates]:
+        if not squares:
+            return []
+        batch = squares[0][None] if len(squares) == 1 else np.stack(squares)
+        with self.stages.measure("detector"):
+            outputs = await self.pipeline.infer(self.detector.name, {"images": batch})
+        return list(zip(outputs["boxes"], outputs["scores"], strict=True))
+
+    async def _pose(self, picture: Picture, opened: Opened, candidates: Candidates | None) -> PosedPicture:
+        off_loop, options, stages = self.pipeline.off_loop, self.options, self.stages
+        if candidates is not None:
+            crops = await off_loop(find_crops, opened, candidates, options, self.pose, stages)
+        else:
+            boxes = np.asarray(picture.boxes, np.float64).reshape(-1, 4)
+            crops = await off_loop(cut_crops, opened.pixels, boxes, np.ones(len(boxes)), self.pose, stages)
+        people = People.nobody(len(self.pose.skeleton))
+        if len(crops.boxes):
+            weights = np.tile(self.weights, (len(crops.boxes), 1))
+            with stages.measure("pose"):
+                outputs = await self.pipeline.infer(
+                    self.pose_model, {"crops": crops.pixels, "fusion_weights": weights}
+                )
+            people = await off_loop(
+                answer_people, outputs["keypoints"], crops, options, self.pose, stages,
+                suppress=candidates is not None,
+            )
+        height, width = opened.pixels.shape[:2]
+        return PosedPicture(picture.id, width, height, people, opened.pixels if self.keep_pixels else None)
+
+
+def fill_in(options: PoseOptions, pose: PosePreset, detector: DetectorPreset) -> PoseOptions:
+    """Check what only the model knows, and replace what is None by its defaults. Raises InvalidOption."""
+    fusion = options.fusion or (1.0,) * len(pose.radii)
+    if len(fusion) != len(pose.radii):
+        raise InvalidOption(
+            f"fusion: model {pose.name!r} has {len(pose.radii)} radii ({', '.join(pose.radii)}), "
+            f"got {len(fusion)} weights"
+        )
+    if options.flip and pose.flip_model is None:
+        raise InvalidOption(f"flip: model {pose.name!r} has no ensemble that averages with the mirrored crop")
+    return options.model_copy(
+        update={
+            "fusion": fusion,
+            "score_threshold": pose.score_threshold if options.score_threshold is None else options.score_threshold,
+            "box_threshold": detector.box_threshold if options.box_threshold is None else options.box_threshold,
+        }
+    )
+
+
+async def _in_order(work: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """All results, or the first error *in order* once all have ended, so that the same request fails the same way."""
+    if len(work) == 1:
+        return [await work[0]]
+    results = await asyncio.gather(*work, return_exceptions=True)
+    answers: list[Result] = []
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+        answers.append(result)
+    return answers

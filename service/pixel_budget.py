@@ -1,0 +1,57 @@
+"""A bound on decoded pixels, shared by all requests: memory stays flat when many send large photographs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+
+class PixelBudget:
+    """A semaphore that counts pixels, first come first served.
+
+    A group that alone is larger than the budget is let in when nothing else is held, so nobody waits for ever.
+    """
+
+    def __init__(self, pixels: int) -> None:
+        self._free = self._total = pixels
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    @asynccontextmanager
+    async def hold(self, pixels: int) -> AsyncIterator[None]:
+        """Wait until that many pixels may be decoded; they count until the block ends."""
+        pixels = min(pixels, self._total)
+        if self._waiting or pixels > self._free:
+            turn = asyncio.get_running_loop().create_future()
+            self._waiting.append((pixels, turn))
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if turn.done() and not turn.cancelled():  # let in and cancelled at once: give it back
+                    self._give_back(pixels)
+                else:
+                    self._admit()
+                raise
+        else:
+            self._free -= pixels
+        try:
+            yield
+        finally:
+            self._give_back(pixels)
+
+    def _give_back(self, pixels: int) -> None:
+        self._free += pixels
+        self._admit()
+
+    def _admit(self) -> None:
+        while self._waiting:
+            pixels, turn = self._waiting[0]
+            if turn.cancelled():
+                self._waiting.popleft()
+                continue
+            if pixels > self._free:
+                return
+            self._waiting.popleft()
+            self._free -= pixels
+            turn.set_result(None)

@@ -1,0 +1,95 @@
+"""Errors as problem+json (RFC 9457): every 4xx and 5xx of the service has this one shape."""
+
+from __future__ import annotations
+
+import http
+import inspect
+import logging
+import math
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from pydantic_core import to_json
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service import errors
+from service.errors import EngineUnavailable, InvalidOption, MethodNotAllowed, NotFound, ServiceError
+
+logger = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+# The problem types are addresses in the service: opening one in a browser explains it.
+TYPE_PREFIX = "/problems/"
+# Starting takes a second or two; a lost engine is tried again every two.
+_RETRY_SECONDS = 2.0
+
+
+def problem(error: ServiceError, request: Request) -> Response:
+    """The answer for an error, with ``Retry-After`` where waiting helps."""
+    document: dict[str, object] = {
+        "type": TYPE_PREFIX + error.type,
+        "title": error.title,
+        "status": error.status,
+        "detail": error.detail,
+        "instance": request.url.path,
+    }
+    if error.image_index is not None:
+        document["image_index"] = error.image_index
+    if request_id := request.scope.get("request_id"):
+        document["request_id"] = request_id
+    headers = {}
+    retry_after = error.retry_after
+    if retry_after is None and isinstance(error, EngineUnavailable):
+        retry_after = _RETRY_SECONDS
+    if retry_after is not None:
+        headers["Retry-After"] = str(math.ceil(retry_after))
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return Response(to_json(document), error.status, headers, MEDIA_TYPE)
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of the application as a problem; unexpected ones are :mod:`service.correlation`'s."""
+    app.add_exception_handler(ServiceError, _service_error)
+    app.add_exception_handler(HTTPException, _http_exception)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+
+
+def problem_types() -> dict[str, tuple[str, int, str]]:
+    """Every problem type: its title, status and one sentence."""
+    kinds = [kind for kind in vars(errors).values() if inspect.isclass(kind) and issubclass(kind, ServiceError)]
+    return {kind.type: (kind.title, kind.status, inspect.getdoc(kind) or "") for kind in kinds}
+
+
+async def _service_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ServiceError)
+    if error.status >= 500:
+        logger.warning("%s %s: %s", request.method, request.url.path, error.detail)
+    return problem(error, request)
+
+
+async def _http_exception(request: Request, error: Exception) -> Response:
+    """What Starlette itself refuses: unknown paths and methods."""
+    assert isinstance(error, HTTPException)
+    refused: ServiceError
+    if error.status_code == 404:
+        refused = NotFound(f"there is nothing at {request.url.path}")
+    elif error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "other methods")
+        refused = MethodNotAllowed(f"{request.method} {request.url.path}: it takes {allowed}")
+    else:
+        refused = ServiceError(str(error.detail))
+        refused.status = error.status_code
+        refused.title = http.HTTPStatus(error.status_code).phrase
+        refused.type = refused.title.lower().replace(" ", "-")
+    answer = problem(refused, request)
+    answer.headers.update(error.headers or {})  # Allow, for a wrong method
+    return answer
+
+
+async def _validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    details = [f"{'.'.join(map(str, one['loc'][1:]))}: {one['msg']}" for one in error.errors()]
+    return problem(InvalidOption("; ".join(details)), request)

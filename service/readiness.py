@@ -1,0 +1,131 @@
+"""From start to ready, and from ready to gone.
+
+The port opens at once; the service calls itself ready only after a rendered picture went through the whole
+pipeline with every pose model, so the first caller pays for nothing and finds no broken model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from service.engines.base import Engine
+from service.errors import EngineUnavailable, ServiceError
+from service.metrics import Metrics
+from service.options import PoseOptions
+from service.pipeline import PosePipeline
+from service.scenes import render_scene
+from service.steps import Picture
+
+logger = logging.getLogger(__name__)
+
+_RETRY_SECONDS = 2.0
+_ANSWER_SECONDS = 2.0
+
+
+class Readiness:
+    """Brings an engine up, keeps trying when it cannot, and knows what to tell who asks."""
+
+    def __init__(self, engine: Engine, pipeline: PosePipeline, metrics: Metrics) -> None:
+        self._engine = engine
+        self._pipeline = pipeline
+        self._metrics = metrics
+        self._reason: str | None = "the models are being loaded"
+        self._draining = False
+        self._task: asyncio.Task[None] | None = None
+
+    def begin(self) -> None:
+        """Start bringing the engine up in the background."""
+        self._task = asyncio.get_running_loop().create_task(self._bring_up())
+
+    async def wait(self) -> None:
+        """Return when the service became ready for the first time."""
+        if self._task:
+            await asyncio.shield(self._task)
+
+    def drain(self) -> None:
+        """Call the service not ready from now on, so that balancers stop sending; requests are still answered."""
+        self._draining = True
+        self._metrics.ready.set(0)
+
+    async def end(self) -> None:
+        """Stop trying."""
+        if self._task:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    def require_started(self) -> None:
+        """Raises EngineUnavailable until the first picture went through."""
+        if self._reason is not None:
+            raise EngineUnavailable(self._reason)
+
+    async def check(self) -> None:
+        """Raises EngineUnavailable with the reason when the service is not ready for traffic."""
+        if self._draining:
+            raise EngineUnavailable("the service is shutting down")
+        self.require_started()
+        try:
+            answers = await asyncio.wait_for(self._engine.ready(), _ANSWER_SECONDS)
+        except (ServiceError, asyncio.TimeoutError) as error:
+            self._metrics.ready.set(0)
+            raise EngineUnavailable(f"the engine does not answer: {error}") from error
+        self._metrics.ready.set(int(answers))
+        if not answers:
+            raise EngineUnavailable(f"the {self._engine.kind} engine's models do not all answer")
+
+    async def _bring_up(self) -> None:
+        started = time.perf_counter()
+        while self._reason is not None:
+            try:
+                await self._engine.start()
+                names = await rehearse(self._pipeline)
+            except ServiceError as error:
+                self._reason = error.detail
+                logger.warning("not ready, trying again in %g s: %s", _RETRY_SECONDS, error.detail)
+                await asyncio.sleep(_RETRY_SECONDS)
+            except Exception as error:
+                self._reason = f"the models could not be tried: {error!r}"
+                logger.exception("not ready, trying again in %g s", _RETRY_SECONDS)
+                await asyncio.sleep(_RETRY_SECONDS)
+            else:
+                self._reason = None
+                self._metrics.ready.set(1)
+                logger.info("ready after %.2f s: %s", time.perf_counter() - started, ", ".join(names))
+
+
+async def rehearse(pipeline: PosePipeline) -> list[str]:
+    """Send a rendered picture through every pose model, as a detector sees it and with a given box.
+
+    Returns:
+        names of the pose models that answered.
+
+    Raises:
+        ServiceError: what a request would have got.
+    """
+    names = await pipeline.presets.names()
+    if not names:
+        raise EngineUnavailable("the engine has no pose model (kind=pose) loaded")
+    data, box = await asyncio.to_thread(_rehearsal_picture)
+    # The box makes sure that the pose model runs, even when a detector finds nobody in the picture.
+    pictures = [Picture(data, 1), Picture(data, 2, box)]
+    for name in names:
+        answer = await pipeline.run(pictures, PoseOptions(model=name))
+        if answer.pose.flip_model:
+            await pipeline.run(pictures[1:], PoseOptions(model=name, flip=True))
+    return names
+
+
+def _rehearsal_picture() -> tuple[bytes, npt.NDArray[np.float64]]:
+    """A JPEG of one rendered person, and the person's box [1, 4]."""
+    scene = render_scene(seed=1, people=1, occluders=0, whole=True)
+    coded, jpeg = cv2.imencode(".jpg", scene.image[:, :, ::-1])
+    if not coded:
+        raise RuntimeError("OpenCV cannot encode a JPEG")
+    return jpeg.tobytes(), scene.people[0].box[None]

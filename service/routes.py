@@ -1,0 +1,181 @@
+"""The HTTP routes."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Depends
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from service import __version__, coco, problems
+from service.admission import Visit, finish_within
+from service.api_docs import POSE_OPERATION, PROBLEMS
+from service.bodies import Body, parse_body, read_bytes
+from service.catalogue import find_model, list_models
+from service.drawing import draw_people, encode_picture
+from service.errors import ClientGone, InvalidOption, NotFound
+from service.keys import check_key
+from service.options import PoseOptions, read_options
+from service.pipeline import Answer
+from service.stages import Stages
+from service.state import Service, service_of
+
+_PAGE = Path(__file__).parent / "page" / "index.html"
+_JSON = "application/json"
+_PNG, _JPEG = "image/png", "image/jpeg"
+
+
+async def _authorize(request: Request) -> None:
+    check_key(request.headers, service_of(request).settings.api_keys)
+
+
+router = APIRouter()
+_guarded = APIRouter(prefix="/v1", dependencies=[Depends(_authorize)], responses=PROBLEMS)
+
+
+@_guarded.post("/pose", summary="Find the people of one or several pictures", openapi_extra=POSE_OPERATION)
+async def pose(request: Request) -> Response:
+    """Every person's joints: a COCO document, a results list, or the drawn picture."""
+    started = time.perf_counter()
+    service, stages = service_of(request), Stages()
+    service.readiness.require_started()
+    defaults = PoseOptions(model=service.settings.model)
+    query = request.query_params.multi_items()
+    read_options(query, defaults)  # a wrong option is told before the body travels
+    with service.admission.enter() as visit:
+        body = await _read_body(request, service, visit, stages)
+        given = [*query, *body.options]
+        options = read_options(given, defaults)
+        drawn_type = _drawn_type(request, options, any(name == "format" for name, _ in given))
+        if drawn_type and len(body.pictures) != 1:
+            raise InvalidOption(f"format: image answers one picture, the request has {len(body.pictures)}")
+
+        async def work() -> bytes:
+            async with visit.turn(stages):
+                answer = await service.pipeline.run(body.pictures, options, stages, keep_pixels=bool(drawn_type))
+                return await service.pipeline.off_loop(_encode, answer, drawn_type, service, stages)
+
+        data = await finish_within(work(), service.settings.deadline_seconds, _hang_up(request))
+    stages.add("total", time.perf_counter() - started)
+    service.metrics.answered(stages)
+    headers = {"Server-Timing": stages.server_timing(), "Vary": "Accept"}
+    return Response(data, media_type=drawn_type or _JSON, headers=headers)
+
+
+@_guarded.get("/models", summary="What is loaded")
+async def models(request: Request) -> Response:
+    """Every model with its kind, versions, tensors, parameters and skeleton."""
+    return _json({"models": await list_models(service_of(request).engine)})
+
+
+@_guarded.get("/models/{name}", summary="One model", responses={404: {"description": "No such model."}})
+async def model(request: Request, name: str) -> Response:
+    """One model with its kind, versions, tensors, parameters and skeleton."""
+    return _json(await find_model(service_of(request).engine, name))
+
+
+@router.get("/v1/health/live", tags=["health"], summary="The process is up")
+async def live() -> Response:
+    """200 as long as the process answers at all."""
+    return _json({"status": "live", "version": __version__})
+
+
+@router.get("/v1/health/ready", tags=["health"], summary="The models answer", responses={503: PROBLEMS[503]})
+async def ready(request: Request) -> Response:
+    """200 when a picture went through every model and the engine still answers; else 503 with the reason."""
+    service = service_of(request)
+    await service.readiness.check()
+    return _json({"status": "ready", "engine": service.engine.kind, "models": await service.pipeline.presets.names()})
+
+
+@router.get("/metrics", tags=["health"], summary="Prometheus")
+async def metrics(request: Request) -> Response:
+    """Counters and histograms in Prometheus' text format."""
+    return Response(service_of(request).metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+@router.get("/problems/{kind}", include_in_schema=False)
+async def problem_type(kind: str) -> Response:
+    """What a problem type means."""
+    known = problems.problem_types().get(kind)
+    if known is None:
+        raise NotFound(f"there is no problem type {kind[:50]!r}")
+    title, status, text = known
+    return _json({"type": problems.TYPE_PREFIX + kind, "title": title, "status": status, "description": text})
+
+
+@router.get("/", include_in_schema=False)
+async def page(request: Request) -> Response:
+    """The page to drop a photo on."""
+    html, tag = _page()
+    if request.headers.get("if-none-match") == tag:
+        return Response(status_code=304, headers={"ETag": tag})
+    return Response(html, media_type="text/html", headers={"ETag": tag, "Cache-Control": "no-cache"})
+
+
+router.include_router(_guarded)
+
+
+async def _read_body(request: Request, service: Service, visit: Visit, stages: Stages) -> Body:
+    headers = request.headers
+    try:
+        with stages.measure("read"):
+            data = await read_bytes(request.stream(), headers.get("content-length"), service.settings, visit.hold)
+    except ClientDisconnect:
+        raise ClientGone("the caller hung up while the body arrived") from None
+    with stages.measure("parse"):
+        content_type, most = headers.get("content-type", ""), service.settings.max_images
+        return await service.pipeline.off_loop(parse_body, content_type, data, most)
+
+
+def _drawn_type(request: Request, options: PoseOptions, format_given: bool) -> str | None:
+    """Media type of the drawn picture; None when JSON is wanted. An explicit ``format`` outweighs ``Accept``."""
+    accepted = [part.partition(";")[0].strip() for part in request.headers.get("accept", "").lower().split(",")]
+    wanted = next((kind for kind in accepted if kind in (_PNG, _JPEG)), None)
+    if options.format == "image":
+        return wanted or _PNG
+    if format_given or not accepted or accepted[0] != wanted:
+        return None
+    return wanted
+
+
+def _encode(answer: Answer, drawn_type: str | None, service: Service, stages: Stages) -> bytes:
+    options = answer.options
+    threshold = options.score_threshold or 0.0
+    service.metrics.people_answered(answer.pictures)
+    if drawn_type:
+        with stages.measure("draw"):
+            return encode_picture(draw_people(answer.pictures[0], answer.pose.skeleton, threshold), drawn_type)
+    with stages.measure("encode"):
+        if options.format == "results":
+            return coco.encode(coco.results(answer.pictures))
+        info = {
+            "description": "tritonpose",
+            "version": __version__,
+            "engine": service.engine.kind,
+            "detector": answer.pose.detector,
+            "skeleton": answer.pose.skeleton.name,
+            **options.echo(),
+        }
+        return coco.encode(coco.document(answer.pictures, answer.pose.skeleton, threshold, info))
+
+
+async def _hang_up(request: Request) -> None:
+    """Ends when the caller closes the connection (the body has been read: nothing else can arrive)."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+@cache
+def _page() -> tuple[bytes, str]:
+    html = _PAGE.read_bytes()
+    return html, f'"{hashlib.sha256(html).hexdigest()[:16]}"'
+
+
+def _json(content: Any) -> Response:
+    return Response(coco.encode(content), media_type=_JSON)

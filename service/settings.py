@@ -1,0 +1,68 @@
+"""Every setting of the service, once, typed: environment variables ``TRITONPOSE_<NAME>`` or command line options.
+
+``tritonpose settings`` prints this table with the values in force.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+REPOSITORY = Path(__file__).resolve().parent.parent / "model_repository"
+
+
+class Settings(BaseSettings):
+    """The service's settings. Raises pydantic's ValidationError naming the variable that does not fit."""
+
+    model_config = SettingsConfigDict(env_prefix="TRITONPOSE_", frozen=True, extra="forbid")
+
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all interfaces.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+
+    repository: Path = Field(REPOSITORY, description="Model repository (Triton's layout).")
+    threads: int = Field(0, ge=0, description="Threads that run networks; 0 takes all cores.")
+    model: str = Field("pose", description="Pose model that answers when a request names none.")
+
+    cpu_threads: int = Field(
+        default_factory=lambda: max(2, os.cpu_count() or 2),
+        ge=1,
+        description="Threads that decode, crop, suppress, draw and encode.",
+    )
+    max_body_bytes: int = Field(64 * 2**20, gt=0, description="Largest request body (413 above).")
+    max_image_bytes: int = Field(20 * 2**20, gt=0, description="Largest picture file (413 above).")
+    max_pixels: int = Field(50_000_000, gt=0, description="Largest picture in pixels (413 above).")
+    max_images: int = Field(100, gt=0, description="Most pictures in one request (413 above).")
+    pixel_budget: int = Field(
+        120_000_000, gt=0, description="Decoded pixels held at a time by all requests together (3 bytes each)."
+    )
+
+    max_running: int = Field(8, gt=0, description="Requests worked on at a time.")
+    max_waiting: int = Field(64, ge=0, description="Requests that may wait for their turn (429 above).")
+    max_waiting_bytes: int = Field(
+        256 * 2**20, gt=0, description="Bytes of request bodies held at a time (429 above)."
+    )
+    deadline_seconds: float = Field(30.0, gt=0, description="Longest time from a whole body to its answer (504).")
+    body_seconds: float = Field(30.0, gt=0, description="Longest time that a body may take to arrive (408).")
+    drain_seconds: float = Field(
+        0.0, ge=0, description="On SIGTERM: time with readiness off and the port open, for balancers to notice."
+    )
+    shutdown_seconds: float = Field(25.0, gt=0, description="On SIGTERM: longest wait for requests in flight.")
+
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (), description="Keys that callers must send (comma-separated); none leaves the service open."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _split_keys(cls, value: object) -> object:
+        return tuple(key.strip() for key in value.split(",") if key.strip()) if isinstance(value, str) else value
+
+    @field_validator("repository", mode="after")
+    @classmethod
+    def _expand_home(cls, value: Path) -> Path:
+        return value.expanduser()

@@ -1,0 +1,38 @@
+"""Where a request's time goes: seconds by stage, for ``Server-Timing``, the metrics and ``info``."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Stages:
+    """Seconds by stage of one request; a stage that runs several times (many pictures) adds up."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._lock = threading.Lock()  # pictures of one request are decoded by several threads
+
+    def add(self, stage: str, seconds: float) -> None:
+        """Add to a stage."""
+        with self._lock:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+
+    @contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        """Add the time of the ``with`` block, also when it raises."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(stage, time.perf_counter() - started)
+
+    def server_timing(self) -> str:
+        """The value of a ``Server-Timing`` header (milliseconds, W3C Server Timing)."""
+        return ", ".join(f"{stage};dur={seconds * 1e3:.2f}" for stage, seconds in self.seconds.items())
+
+    def milliseconds(self) -> dict[str, float]:
+        """Milliseconds by stage, rounded to microseconds."""
+        return {stage: round(seconds * 1e3, 3) for stage, seconds in self.seconds.items()}

@@ -1,0 +1,179 @@
+"""The pipeline's work on pixels and arrays, one plain function for each step; run in the pool of threads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+
+from service.crops import box_crop_matrices, crop_people
+from service.errors import InferenceFailed, ServiceError
+from service.image_header import ImageHeader, read_header
+from service.images import decode
+from service.letterbox import Letterbox, letterbox
+from service.options import PoseOptions
+from service.people import People, keypoints_in_image
+from service.presets import PosePreset
+from service.rescoring import rescore
+from service.stages import Stages
+from service.suppression import iou_nms, oks_nms
+
+Pixels = npt.NDArray[np.uint8]
+Array = npt.NDArray[np.float64]
+# boxes [M, 4] in letterbox pixels and scores [M] of one picture, as a detector answers them.
+Candidates = tuple[npt.NDArray[np.generic], npt.NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of a request.
+
+    Attributes:
+        data: the encoded file.
+        id: image_id in the answer.
+        boxes: float64 [P, 4] x1 y1 x2 y2 in image edge coordinates: these people are asked for, no detector
+            runs and nobody is suppressed; None to detect.
+    """
+
+    data: bytes
+    id: int
+    boxes: Array | None = None
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A decoded picture: uint8 [H, W, 3], and its letterbox when a detector is to see it."""
+
+    pixels: Pixels
+    square: Pixels | None = None
+    placed: Letterbox | None = None
+
+
+@dataclass(frozen=True)
+class Crops:
+    """The people of a picture who are to be posed.
+
+    Attributes:
+        boxes: float64 [P, 4] x1 y1 x2 y2 in image edge coordinates.
+        scores: float64 [P] detector scores.
+        matrices: float64 [P, 2, 3] image points to crop points.
+        pixels: uint8 [P, H, W, 3].
+    """
+
+    boxes: Array
+    scores: Array
+    matrices: Array
+    pixels: Pixels
+
+
+class NamedPicture:
+    """``with NamedPicture(index):`` tells an error of one picture which one it was."""
+
+    def __init__(self, index: int) -> None:
+        self._index = index
+
+    def __enter__(self) -> None:
+        """Nothing to set up."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Write the index into a passing error."""
+        if isinstance(error, ServiceError) and error.image_index is None:
+            error.image_index = self._index
+
+
+def read_headers(pictures: list[Picture], max_bytes: int, max_pixels: int, stages: Stages) -> list[ImageHeader]:
+    """Check every picture's header before the first is decoded. Raises as :func:`service.image_header.read_header`."""
+    headers = []
+    with stages.measure("decode"):
+        for index, picture in enumerate(pictures):
+            with NamedPicture(index):
+                headers.append(read_header(picture.data, max_pixels, max_bytes))
+    return headers
+
+
+def open_picture(index: int, picture: Picture, header: ImageHeader, side: int, stages: Stages) -> Opened:
+    """Decode a picture, and letterbox it into ``side`` when it brings no boxes. Raises InvalidImage."""
+    with NamedPicture(index), stages.measure("decode"):
+        pixels = decode(picture.data, header)
+    if picture.boxes is not None:
+        return Opened(pixels)
+    with stages.measure("letterbox"):
+        return Opened(pixels, *letterbox(pixels, side))
+
+
+def select_boxes(candidates: Candidates, placed: Letterbox, options: PoseOptions) -> tuple[Array, Array]:
+    """A detector's answer for one picture to the boxes that are posed, best first.
+
+    Args:
+        candidates: its boxes in letterbox pixels, padded with score 0, and their scores.
+        placed: where the picture lies in the letterbox.
+        options: ``box_threshold`` (filled in), ``nms_iou`` and ``max_people`` are used; a score of 0 is padding and
+            never kept.
+
+    Returns:
+        float64 [P, 4] in image edge coordinates, clipped, at least a pixel wide and high; float64 [P] scores.
+    """
+    boxes, scores = candidates[0], np.asarray(candidates[1], np.float64)
+    likely = np.flatnonzero((scores >= (options.box_threshold or 0.0)) & (scores > 0))
+    in_image, scores = placed.boxes_to_image(boxes[likely]), scores[likely]
+    seen = (in_image[:, 2:] - in_image[:, :2] >= 1.0).all(-1)
+    in_image, scores = in_image[seen], scores[seen]
+    kept = iou_nms(in_image, scores, options.nms_iou, options.max_people)
+    return in_image[kept], scores[kept]
+
+
+def cut_crops(pixels: Pixels, boxes: Array, scores: Array, pose: PosePreset, stages: Stages) -> Crops:
+    """Crop all people of a picture, as the pose model wants them."""
+    with stages.measure("crop"):
+        matrices = box_crop_matrices(boxes, pose.size, pose.padding)
+        return Crops(boxes, scores, matrices, crop_people(pixels, matrices, pose.size))
+
+
+def find_crops(
+    opened: Opened, candidates: Candidates, options: PoseOptions, pose: PosePreset, stages: Stages
+) -> Crops:
+    """Suppress a detector's boxes and crop who is left."""
+    assert opened.placed is not None, "a detector saw this picture"
+    with stages.measure("suppress"):
+        boxes, scores = select_boxes(candidates, opened.placed, options)
+    return cut_crops(opened.pixels, boxes, scores, pose, stages)
+
+
+def answer_people(
+    keypoints: npt.NDArray[np.generic],
+    crops: Crops,
+    options: PoseOptions,
+    pose: PosePreset,
+    stages: Stages,
+    *,
+    suppress: bool,
+) -> People:
+    """Take joints back to the picture, score the people and drop those that are posed twice.
+
+    Args:
+        keypoints: [P, K, 3] the model's answer, in crop pixels.
+        crops: what the model saw.
+        options: ``rescore`` and ``nms_oks`` are used.
+        pose: whose answer it is.
+        stages: gets the time.
+        suppress: False keeps everyone in the given order.
+
+    Raises:
+        InferenceFailed: the model answered something that is not finite, or not its skeleton's joints.
+    """
+    with stages.measure("people"):
+        expected = (len(crops.boxes), len(pose.skeleton), 3)
+        if keypoints.shape != expected or not np.isfinite(keypoints).all():
+            raise InferenceFailed(
+                f"model {pose.name!r} answered keypoints {keypoints.shape} that are not finite numbers {expected}"
+            )
+        joints = keypoints_in_image(keypoints, crops.matrices)
+        people = People(crops.boxes, crops.scores, joints, rescore(crops.scores, joints[..., 2], options.rescore))
+        if not suppress:
+            return people
+        sigmas = pose.skeleton.sigmas
+        return people.select(oks_nms(joints, people.boxes, people.scores, sigmas, options.nms_oks))
