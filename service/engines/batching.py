@@ -104,8 +104,9 @@ class _Batch:
                 if batched and array.shape[:1] != (rows,):
                     raise ValueError(f"output {output!r} of {rows} rows has shape {list(array.shape)}")
         except Exception as error:  # whatever the runtime raises concerns these requests only
-            if self.waited_for:
-                logger.error("model %s failed on a batch of %d rows: %s", name, rows, error)
+            if self.options.terminate:  # nobody waits any more, or the engine is closed under the callers
+                return [EngineUnavailable("the engine is closed") for _ in self.parts]
+            logger.error("model %s failed on a batch of %d rows: %s", name, rows, error)
             return [InferenceFailed(f"model {name!r}: {error}") for _ in self.parts]
         if len(self.parts) == 1:
             return [outputs]
@@ -161,7 +162,8 @@ class BatchScheduler:
 
     def __init__(self, workers: int) -> None:
         self._queues: dict[str, _Queue] = {}
-        self._changed = threading.Condition()  # guards every queue, part.batch and all statistics
+        self._running: set[_Batch] = set()
+        self._changed = threading.Condition()  # guards all of the above, part.batch and the statistics
         self._stopping = False
         # Daemons: a program that forgets close() can still end.
         self._threads = [
@@ -213,7 +215,7 @@ class BatchScheduler:
             return {name: queue.statistics.copy() for name, queue in self._queues.items()}
 
     def stop(self, drain: float) -> None:
-        """Work off what waits for at most ``drain`` seconds, refuse the rest, end the workers. Blocks."""
+        """Work off what waits for at most ``drain`` seconds, then refuse and end the rest. Blocks."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
@@ -224,6 +226,8 @@ class BatchScheduler:
             leftover = [part for queue in self._queues.values() for part in queue.waiting]
             for queue in self._queues.values():
                 queue.waiting.clear()
+            for batch in self._running:
+                batch.options.terminate = True
         for part in leftover:
             _post(part, EngineUnavailable("the engine is closed"))
 
@@ -248,14 +252,21 @@ class BatchScheduler:
                     part.batch.abandon()
 
     def _work(self) -> None:
-        while (batch := self._next_batch()) is not None:
-            started = time.monotonic()
-            outcomes = batch.outcomes()
-            seconds = time.monotonic() - started
-            self._record(batch, started, seconds, isinstance(outcomes[0], ServiceError))
-            for part, outcome in zip(batch.parts, outcomes, strict=True):
-                _post(part, outcome)
-            del batch, outcomes  # an idle worker must not keep pictures alive
+        # One call for each batch: an idle worker must not keep the last pictures alive in its variables.
+        while self._run_next():
+            pass
+
+    def _run_next(self) -> bool:
+        """Wait for a batch, run it, hand the answers out; False when the scheduler has stopped."""
+        batch = self._next_batch()
+        if batch is None:
+            return False
+        started = time.monotonic()
+        outcomes = batch.outcomes()
+        self._record(batch, started, time.monotonic() - started, isinstance(outcomes[0], InferenceFailed))
+        for part, outcome in zip(batch.parts, outcomes, strict=True):
+            _post(part, outcome)
+        return True
 
     def _next_batch(self) -> _Batch | None:
         """Wait for a batch that is due; None when the scheduler stops and nothing waits."""
@@ -266,6 +277,7 @@ class BatchScheduler:
                 if oldest is not None:
                     batch = oldest.take()
                     oldest.statistics.running += 1
+                    self._running.add(batch)
                     if any(queue.waiting for queue in self._queues.values()):
                         self._changed.notify()  # this worker may have been the one that waited for those
                     return batch
@@ -294,6 +306,7 @@ class BatchScheduler:
     def _record(self, batch: _Batch, started: float, seconds: float, failed: bool) -> None:
         statistics, rows = batch.queue.statistics, sum(part.rows for part in batch.parts)
         with self._changed:
+            self._running.discard(batch)
             for part in batch.parts:
                 part.batch = None
                 statistics.queue_seconds += started - part.arrived

@@ -36,7 +36,7 @@ _GRAPH_LEVELS = {
     1: onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
     2: onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
 }
-_ERRORS_ONLY = 3
+_FATAL_ONLY = 4  # errors come back as exceptions and are logged once
 
 
 @dataclass(frozen=True)
@@ -102,10 +102,11 @@ class OnnxModel:
             {"cudnn_conv_algo_search": "HEURISTIC"} if provider == "CUDAExecutionProvider" else {}
             for provider in providers
         ]
+        options = session_options(config, settings)
         try:
             self.session: Any = onnxruntime.InferenceSession(
                 str(config.onnx),
-                sess_options=session_options(config, settings),
+                sess_options=options,
                 providers=list(providers),
                 provider_options=provider_options,
             )
@@ -167,7 +168,7 @@ def session_options(config: ModelConfig, settings: RuntimeSettings) -> onnxrunti
     options.graph_optimization_level = _GRAPH_LEVELS.get(
         config.graph_level or 0, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     )
-    options.log_severity_level = _ERRORS_ONLY
+    options.log_severity_level = _FATAL_ONLY
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if settings.spinning else "0")
     for key, value in parameters.items():
         if key.startswith("session."):
