@@ -35,9 +35,7 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
     engine = engine or open_engine(settings)
     metrics = Metrics()
     pipeline = PosePipeline(engine, settings, metrics)
-    service = Service(
-        settings, engine, pipeline, metrics, Admission(settings), Readiness(engine, pipeline, metrics)
-    )
+    service = Service(settings, engine, pipeline, metrics, Admission(settings), Readiness(engine, pipeline, metrics))
     metrics.watch(service.admission, engine)
 
     @asynccontextmanager

@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 from pydantic_core import to_json
 
+from service import __version__
+from service.options import PoseOptions
 from service.people import People, PosedPicture
+from service.presets import PosePreset
 from service.skeletons import Skeleton
 
 JsonObject = dict[str, Any]
@@ -42,6 +45,18 @@ def document(
         "images": [{"id": p.id, "width": p.width, "height": p.height} for p in pictures],
         "annotations": annotations,
         "categories": [category(skeleton)],
+    }
+
+
+def info(options: PoseOptions, pose: PosePreset, engine: str) -> JsonObject:
+    """The document's ``info``: what answered, and every option in force."""
+    return {
+        "description": "tritonpose",
+        "version": __version__,
+        "engine": engine,
+        "detector": pose.detector,
+        "skeleton": pose.skeleton.name,
+        **options.echo(),
     }
 
 

@@ -68,18 +68,21 @@ class ImageHeader:
         return self.width * self.height
 
 
-def read_header(data: bytes, max_pixels: int) -> ImageHeader:
+def read_header(data: bytes, max_pixels: int, max_bytes: int | None = None) -> ImageHeader:
     """Read and check a picture's header; decodes nothing.
 
     Args:
         data: the whole file.
         max_pixels: limit on width x height.
+        max_bytes: limit on the file; None for no limit.
 
     Raises:
         InvalidImage: empty, not a picture, smaller than 8 x 8 pixels.
         UnsupportedMedia: a picture of another format, or an animated one.
-        TooLarge: more pixels than ``max_pixels``.
+        TooLarge: more bytes or pixels than that.
     """
+    if max_bytes is not None and len(data) > max_bytes:
+        raise TooLarge(f"the picture has {len(data)} bytes; at most {max_bytes} are served")
     if not data:
         raise InvalidImage("the picture is empty (0 bytes)")
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":

@@ -41,20 +41,31 @@ class Metrics:
             "tritonpose_requests", "Requests by route and status.", ["route", "status"], registry=self.registry
         )
         self.duration = Histogram(
-            "tritonpose_request_seconds", "Seconds from the first byte of a request to the last of its answer.",
-            ["route"], buckets=_SECONDS, registry=self.registry,
+            "tritonpose_request_seconds",
+            "Seconds from the first byte of a request to the last of its answer.",
+            ["route"],
+            buckets=_SECONDS,
+            registry=self.registry,
         )
         self.stages = Histogram(
-            "tritonpose_stage_seconds", "Seconds of a pose request by stage.",
-            ["stage"], buckets=_SECONDS, registry=self.registry,
+            "tritonpose_stage_seconds",
+            "Seconds of a pose request by stage.",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=self.registry,
         )
         self.people = Histogram(
-            "tritonpose_people_per_image", "People answered for each picture.",
-            buckets=(0, *_ROWS), registry=self.registry,
+            "tritonpose_people_per_image",
+            "People answered for each picture.",
+            buckets=(0, *_ROWS),
+            registry=self.registry,
         )
         self.engine_rows = Histogram(
-            "tritonpose_engine_rows", "Rows of each engine call (pictures for a detector, crops for a pose model).",
-            ["model"], buckets=_ROWS, registry=self.registry,
+            "tritonpose_engine_rows",
+            "Rows of each engine call (pictures for a detector, crops for a pose model).",
+            ["model"],
+            buckets=_ROWS,
+            registry=self.registry,
         )
         self.running = Gauge("tritonpose_requests_running", "Pose requests worked on now.", registry=self.registry)
         self.waiting = Gauge(

@@ -193,11 +193,14 @@ class _Run:
         if len(crops.boxes):
             weights = np.tile(self.weights, (len(crops.boxes), 1))
             with stages.measure("pose"):
-                outputs = await self.pipeline.infer(
-                    self.pose_model, {"crops": crops.pixels, "fusion_weights": weights}
-                )
+                outputs = await self.pipeline.infer(self.pose_model, {"crops": crops.pixels, "fusion_weights": weights})
             people = await off_loop(
-                answer_people, outputs["keypoints"], crops, options, self.pose, stages,
+                answer_people,
+                outputs["keypoints"],
+                crops,
+                options,
+                self.pose,
+                stages,
                 suppress=candidates is not None,
             )
         height, width = opened.pixels.shape[:2]

@@ -154,14 +154,7 @@ def _encode(answer: Answer, drawn_type: str | None, service: Service, stages: St
     with stages.measure("encode"):
         if options.format == "results":
             return coco.encode(coco.results(answer.pictures))
-        info = {
-            "description": "tritonpose",
-            "version": __version__,
-            "engine": service.engine.kind,
-            "detector": answer.pose.detector,
-            "skeleton": answer.pose.skeleton.name,
-            **options.echo(),
-        }
+        info = coco.info(options, answer.pose, service.engine.kind)
         return coco.encode(coco.document(answer.pictures, answer.pose.skeleton, threshold, info))
 
 

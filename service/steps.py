@@ -133,9 +133,7 @@ def cut_crops(pixels: Pixels, boxes: Array, scores: Array, pose: PosePreset, sta
         return Crops(boxes, scores, matrices, crop_people(pixels, matrices, pose.size))
 
 
-def find_crops(
-    opened: Opened, candidates: Candidates, options: PoseOptions, pose: PosePreset, stages: Stages
-) -> Crops:
+def find_crops(opened: Opened, candidates: Candidates, options: PoseOptions, pose: PosePreset, stages: Stages) -> Crops:
     """Suppress a detector's boxes and crop who is left."""
     assert opened.placed is not None, "a detector saw this picture"
     with stages.measure("suppress"):

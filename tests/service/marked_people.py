@@ -39,8 +39,8 @@ class Card:
     @property
     def points(self) -> npt.NDArray[np.float64]:
         """[3, 2] joints as points of the picture."""
-        parts = np.array(self.joints)
-        return np.floor(parts * (self.width, self.height)) + (self.x, self.y)
+        corner, size = np.array([self.x, self.y]), np.array([self.width, self.height])
+        return np.floor(np.array(self.joints) * size) + corner
 
 
 def paint(cards: Sequence[Card], size: tuple[int, int] = (320, 240)) -> npt.NDArray[np.uint8]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import time
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from service.errors import InvalidImage, ServiceError, TooLarge, UnsupportedMedia
+from service.errors import InvalidImage, TooLarge, UnsupportedMedia
 from service.image_header import read_header
 from service.images import decode, upright
 
@@ -36,7 +37,13 @@ def read(data: bytes, limit: int = LIMIT) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("image_format", "options"),
-    [("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {}), ("WEBP", {"lossless": True}), ("WEBP", {"quality": 80})],
+    [
+        ("JPEG", {}),
+        ("JPEG", {"progressive": True}),
+        ("PNG", {}),
+        ("WEBP", {"lossless": True}),
+        ("WEBP", {"quality": 80}),
+    ],
 )
 def test_colour_pictures_have_the_pixels_that_pillow_sees(image_format: str, options: dict[str, object]) -> None:
     data = encoded(picture(), image_format, **options)
@@ -136,7 +143,8 @@ def test_jpeg_with_bytes_after_its_end_is_read() -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"hello, this is text", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF\0\0\0\0WEBP", b"\0" * 5000],
+    "data",
+    [b"", b"hello, this is text", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF\0\0\0\0WEBP", b"\0" * 5000],
     ids=["empty", "text", "jpeg-start", "png-start", "webp-start", "zeros"],
 )
 def test_what_is_no_picture_is_invalid(data: bytes) -> None:
@@ -217,7 +225,5 @@ def test_random_damage_never_leaves_the_error_tree() -> None:
         data = bytearray(sources[number % 3])
         for position in rng.integers(0, len(data), 1 + number % 9):
             data[position] = rng.integers(0, 256)
-        try:
+        with contextlib.suppress(InvalidImage, TooLarge, UnsupportedMedia):
             assert read(bytes(data), 100_000).ndim == 3
-        except ServiceError as error:
-            assert 400 <= error.status < 500
