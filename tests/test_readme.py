@@ -23,6 +23,7 @@ from pathlib import Path
 
 import pytest
 
+from service.scenes import render_scene, write_coco
 from tests.conftest import ROOT, copy_checkout
 
 pytestmark = pytest.mark.slow
@@ -95,10 +96,23 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy_checkout(tmp_path_factory.mktemp("workshop") / "tritonpose")
 
 
-def shell(command: str, folder: Path) -> str:
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rendered pictures under the names of the data sets that the recipes use."""
+    folder = tmp_path_factory.mktemp("data")
+    for index, name in enumerate(("coco_train", "coco_val", "lspet_train", "lsp_train", "lsp_val")):
+        scenes = (render_scene((index, number), size=(320, 240), people=(1, 3)) for number in range(8))
+        annotations = write_coco(scenes, folder / f"{name}_rendered")
+        annotations.rename(folder / f"{name}.json")
+        (folder / f"{name}_rendered" / "images").rename(folder / name)
+    return folder
+
+
+def shell(command: str, folder: Path, **variables: str) -> str:
     """Output of a command line run in ``folder`` with this test's Python first on the PATH."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")}
+    environment |= variables
     done = subprocess.run(command, shell=True, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     return done.stdout
@@ -184,9 +198,9 @@ def test_tritonpose(command: str, service: str, fresh_copy: Path) -> None:
 
 
 @pytest.mark.parametrize("command", commands_starting("python -m"))
-def test_training_and_export(command: str, workshop: Path, photographs: Path) -> None:
+def test_training_and_export(command: str, workshop: Path, data: Path) -> None:
     """In the README's order: export and evaluate take what the commands before them made."""
     for beginning, options in SHORTENED.items():
         if command.startswith(beginning):
             command = f"{command} {options}"
-    shell(command, workshop)
+    shell(command, workshop, TRITONPOSE_DATA=str(data))
