@@ -16,7 +16,7 @@ FLOAT = TensorProto.FLOAT
 UINT8 = TensorProto.UINT8
 INT64 = TensorProto.INT64
 
-_TRITON = {
+_TRITON: dict[int, str] = {
     FLOAT: "TYPE_FP32",
     UINT8: "TYPE_UINT8",
     INT64: "TYPE_INT64",

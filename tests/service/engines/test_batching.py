@@ -47,7 +47,7 @@ class Gated:
             self.at_a_time -= 1
         if self.fail_on is not None and self.fail_on in x:
             raise RuntimeError(f"no {self.fail_on}")
-        return {"y": x * 2}  # type: ignore[operator]
+        return {"y": x * 2}
 
     async def started(self, runs: int = 1) -> None:
         """Wait until that many runs have begun."""
@@ -142,18 +142,18 @@ async def test_without_joining_each_request_runs_alone(scheduler: BatchScheduler
 
 
 async def test_the_delay_waits_for_company_and_no_longer(scheduler: BatchScheduler, model: Gated) -> None:
-    scheduler.add("m", model, BatchPolicy(max_rows=4, joins=True, delay=0.15))
+    scheduler.add("m", model, BatchPolicy(max_rows=4, joins=True, delay=0.4))
     started = time.monotonic()
     tasks = [ask(scheduler, 1), ask(scheduler, 2)]
     await asyncio.sleep(0.03)
     tasks.append(ask(scheduler, 3))
     assert await asyncio.gather(*tasks) == [[2], [4], [6]]
     assert model.runs == [[1, 2, 3]]
-    assert 0.14 < time.monotonic() - started < 1.0
+    assert 0.39 < time.monotonic() - started < 2
     # A batch that is full does not wait.
     started = time.monotonic()
     assert await asyncio.gather(*[ask(scheduler, n) for n in (4, 5, 6, 7)]) == [[8], [10], [12], [14]]
-    assert time.monotonic() - started < 0.14
+    assert time.monotonic() - started < 0.3
     assert model.runs[1:] == [[4, 5, 6, 7]]
 
 
@@ -162,9 +162,8 @@ async def test_a_model_that_waits_for_company_does_not_hold_up_another(scheduler
     scheduler.add("m", model, JOIN)
     patient = ask(scheduler, 1, name="patient")
     await asyncio.sleep(0.02)
-    started = time.monotonic()
     assert await ask(scheduler, 5) == [10]
-    assert time.monotonic() - started < 0.2
+    assert not patient.done()
     assert await patient == [2]
 
 
@@ -188,7 +187,7 @@ async def test_a_cancelled_request_leaves_the_queue(scheduler: BatchScheduler, m
     with pytest.raises(asyncio.CancelledError):
         await tasks[1]
     model.open.set()
-    assert await asyncio.gather(first, tasks[0], tasks[2]) == [[0], [2], [6]]
+    assert [await first, await tasks[0], await tasks[2]] == [[0], [2], [6]]
     assert model.runs == [[0], [1, 3]]
     assert scheduler.statistics()["m"].abandoned == 1
 
@@ -229,7 +228,7 @@ async def test_a_timeout_is_prompt(scheduler: BatchScheduler, model: Gated, runn
     started = time.monotonic()
     with pytest.raises(DeadlineExceeded, match="'m' did not answer in time"):
         await ask(scheduler, 1, timeout=0.05)
-    assert 0.04 < time.monotonic() - started < 0.5
+    assert 0.04 < time.monotonic() - started < 2
     model.open.set()
     if not running:
         assert await first == [0]

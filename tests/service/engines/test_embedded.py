@@ -179,7 +179,7 @@ async def test_a_single_request_is_not_copied(repository: Repository, start: Sta
     session = network.session
 
     class Spy:
-        def run(self, names: list[str], inputs: dict[str, np.ndarray], options: object) -> object:  # type: ignore[type-arg]
+        def run(self, names: list[str], inputs: dict[str, np.ndarray], options: object) -> object:
             seen.extend(array.ctypes.data for array in inputs.values())
             return session.run(names, inputs, options)
 

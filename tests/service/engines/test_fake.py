@@ -25,7 +25,7 @@ DOUBLE = ModelMetadata(
 
 
 def fake() -> FakeEngine:
-    return FakeEngine({"double": FakeModel(DOUBLE, lambda inputs: {"y": inputs["x"] * np.float32(2)})})  # type: ignore[operator]
+    return FakeEngine({"double": FakeModel(DOUBLE, lambda inputs: {"y": inputs["x"] * np.float32(2)})})
 
 
 def engine_of(kind: str, folder: Path) -> Engine:

@@ -9,7 +9,6 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from service.engines import sessions
 from service.engines.config import RepositoryError, read_model
 from service.engines.sessions import OnnxModel, RuntimeSettings, available_cores, chosen_providers, session_options
 from tests.service.engines.repositories import FLOAT, INT64, Repository, write_onnx
@@ -149,9 +148,9 @@ def test_threads_default_to_the_cores_of_this_process(repository: Repository) ->
 
 def test_cuda_comes_first_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     there = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
-    monkeypatch.setattr(sessions.onnxruntime, "get_available_providers", lambda: there)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: there)
     assert chosen_providers(RuntimeSettings()) == ("CUDAExecutionProvider", "CPUExecutionProvider")
-    monkeypatch.setattr(sessions.onnxruntime, "get_available_providers", lambda: there[2:])
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: there[2:])
     assert chosen_providers(RuntimeSettings()) == ("CPUExecutionProvider",)
     with pytest.raises(RepositoryError, match="CUDAExecutionProvider"):
         chosen_providers(RuntimeSettings(providers=("CUDAExecutionProvider",)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -24,7 +26,10 @@ PER_ROW = ModelMetadata("row", (1,), "onnxruntime_onnx", 4, (TensorSpec("x", "in
 
 def test_rows_are_counted() -> None:
     for rows in (0, 1, 9):
-        inputs = {"weights": np.zeros((rows, 5), np.float32), "crops": np.zeros((rows, 8, 6, 3), np.uint8)}
+        inputs: dict[str, Any] = {
+            "weights": np.zeros((rows, 5), np.float32),
+            "crops": np.zeros((rows, 8, 6, 3), np.uint8),
+        }
         assert check_inputs(POSE, inputs) == rows
     assert check_inputs(SCALAR, {"x": np.array(3)}) == 1
     assert check_inputs(PER_ROW, {"x": np.zeros(7, np.int64)}) == 7
@@ -45,9 +50,13 @@ def test_rows_are_counted() -> None:
     ],
 )
 def test_mistakes_are_named(change: dict[str, object], said: str) -> None:
-    inputs = {"crops": np.zeros((2, 8, 6, 3), np.uint8), "weights": np.zeros((2, 5), np.float32), **change}
+    inputs: dict[str, Any] = {
+        "crops": np.zeros((2, 8, 6, 3), np.uint8),
+        "weights": np.zeros((2, 5), np.float32),
+        **change,
+    }
     with pytest.raises(ValueError) as caught:
-        check_inputs(POSE, {name: array for name, array in inputs.items() if array is not None})  # type: ignore[misc]
+        check_inputs(POSE, {name: array for name, array in inputs.items() if array is not None})
     assert said in str(caught.value)
 
 
@@ -60,9 +69,9 @@ def test_no_batch_axis_where_none_is_wanted_and_one_where_it_is() -> None:
 
 def test_no_rows_give_empty_outputs_of_the_right_kind() -> None:
     outputs = empty_outputs(POSE)
-    assert {name: (a.shape, a.dtype) for name, a in outputs.items()} == {
-        "keypoints": ((0, 17, 3), np.float32),
-        "maps": ((0, 0, 2), np.float16),
+    assert {name: (array.shape, array.dtype.name) for name, array in outputs.items()} == {
+        "keypoints": ((0, 17, 3), "float32"),
+        "maps": ((0, 0, 2), "float16"),
     }
 
 
