@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from training.evaluation_command import evaluate
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train and measure tritonpose's networks.")
 
 Recipe = Annotated[Path, typer.Option("--recipe", exists=True, dir_okay=False, help="YAML recipe")]
@@ -29,6 +31,9 @@ def detector(recipe: Recipe, output: Output, overrides: Overrides = [], resume: 
     from training.detector import train_detector
 
     train_detector(recipe, output, overrides, resume)
+
+
+app.command()(evaluate)
 
 
 if __name__ == "__main__":
