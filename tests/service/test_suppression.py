@@ -1,0 +1,77 @@
+"""Suppression: one person, one answer; and nobody dropped who overlaps less than the threshold."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools import mask
+
+from service.oks import prediction_oks
+from service.skeletons import COCO17
+from service.suppression import iou_matrix, iou_nms, oks_nms, suppress
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+def random_boxes(rng: np.random.Generator, count: int, span: float = 60) -> np.ndarray:
+    corners = rng.uniform(0, span, (count, 2))
+    return np.concatenate([corners, corners + rng.uniform(1, 50, (count, 2))], 1)
+
+
+@given(seeds)
+def test_iou_is_pycocotools(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    first, second = random_boxes(rng, 5), random_boxes(rng, 7)
+    as_coco = [np.concatenate([b[:, :2], b[:, 2:] - b[:, :2]], 1) for b in (first, second)]
+    assert np.allclose(iou_matrix(first, second), mask.iou(*as_coco, [0] * 7), atol=1e-9)
+
+
+def test_iou_of_empty_boxes_is_zero() -> None:
+    boxes = np.array([[5, 5, 5, 5], [9, 9, 3, 3], [0, 0, 10, 10.0]])
+    assert np.array_equal(iou_matrix(boxes, boxes), np.diag([0, 0, 1.0]))
+    assert iou_matrix(np.zeros((0, 4)), boxes).shape == (0, 3)
+
+
+@settings(deadline=None)
+@given(seeds, st.floats(0.05, 0.95))
+def test_box_nms_is_torchvisions(seed: int, threshold: float) -> None:
+    rng = np.random.default_rng(seed)
+    boxes, scores = random_boxes(rng, 40), rng.permutation(40) / 40
+    expected = torchvision.ops.nms(torch.tensor(boxes), torch.tensor(scores), threshold).tolist()
+    assert iou_nms(boxes, scores, threshold).tolist() == expected
+    assert iou_nms(boxes, scores, threshold, limit=5).tolist() == expected[:5]
+
+
+@given(seeds, st.floats(0, 1))
+def test_survivors_are_unlike_each_other_and_everyone_else_is_like_a_better_one(seed: int, threshold: float) -> None:
+    rng = np.random.default_rng(seed)
+    boxes, scores = random_boxes(rng, 15, 20), rng.random(15)
+    poses = np.concatenate([boxes[:, None, :2] + rng.uniform(0, 12, (15, 17, 2)), np.ones((15, 17, 1))], -1)
+    likeness = prediction_oks(poses, boxes, COCO17.sigmas)
+    kept = oks_nms(poses, boxes, scores, COCO17.sigmas, threshold)
+    assert (np.diff(scores[kept]) <= 0).all()
+    for index in range(15):
+        better = [k for k in kept if scores[k] > scores[index]]
+        dropped = any(likeness[k, index] > threshold for k in better)
+        assert (index in kept) != dropped
+
+
+def test_equal_scores_keep_the_first_and_equal_overlap_stays() -> None:
+    likeness = np.array([[1, 0.5, 0.2], [0.5, 1, 0.9], [0.2, 0.9, 1.0]])
+    assert suppress(likeness, [0.7, 0.7, 0.7], 0.5).tolist() == [0, 1]
+    assert suppress(likeness, [0.7, 0.7, 0.7], 0.49).tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1.0])
+def test_nobody_in_nobody_out(threshold: float) -> None:
+    assert iou_nms(np.zeros((0, 4)), [], threshold).tolist() == []
+    assert oks_nms(np.zeros((0, 17, 3)), np.zeros((0, 4)), [], COCO17.sigmas, threshold).tolist() == []
+
+
+def test_threshold_one_keeps_even_doubles() -> None:
+    boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 10.0]])
+    assert iou_nms(boxes, [0.5, 0.6], 1.0).tolist() == [1, 0]
