@@ -1,0 +1,107 @@
+"""The real service in a process of its own, for the bench and the tests."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+from service.client import PoseClient
+
+ROOT = Path(__file__).resolve().parent.parent
+_STOP_SECONDS = 30.0
+
+
+class ServiceProcess:
+    """``python -m service serve`` on a free port; a context manager that returns when the service is ready."""
+
+    def __init__(self, settings: Mapping[str, str] | None = None, *, start_seconds: float = 60.0) -> None:
+        """``settings`` are environment variables (``TRITONPOSE_...``) beside those of this process."""
+        self._settings = dict(settings or {})
+        self._start_seconds = start_seconds
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed by stop()
+        self._process: subprocess.Popen[str] | None = None
+        self.port = _free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> ServiceProcess:
+        command = [sys.executable, "-m", "service", "serve", "--host", "127.0.0.1", "--port", str(self.port)]
+        self._process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, "TRITONPOSE_LOG_LEVEL": "warning", **self._settings},
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        try:
+            self._wait()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int:
+        """Process id of the running service."""
+        assert self._process is not None, "the service was not started"
+        return self._process.pid
+
+    def stop(self) -> int | None:
+        """End the service as an operator would (SIGTERM), the hard way when that takes too long; its exit code."""
+        if self._process is None:
+            return None
+        self._process.terminate()
+        try:
+            code = self._process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            code = self._process.wait()
+        self._log.close()
+        self._process = None
+        return code
+
+    def resident_mb(self) -> float | None:
+        """Resident memory in MB (10^6 bytes); None where the system does not tell."""
+        return resident_mb(self.pid)
+
+    def _wait(self) -> None:
+        """Raise RuntimeError with the service's own words when it ends or does not become ready."""
+        assert self._process is not None
+        end = time.monotonic() + self._start_seconds
+        with PoseClient(self.url) as client:
+            while not client.ready():
+                if self._process.poll() is not None or time.monotonic() > end:
+                    self._log.seek(0)
+                    state = f"ended with {self._process.poll()}" if self._process.poll() is not None else "is not ready"
+                    raise RuntimeError(f"the service {state}:\n{self._log.read()[-4000:]}")
+                time.sleep(0.05)
+
+
+def resident_mb(pid: int) -> float | None:
+    """Resident memory of a process in MB; None where /proc does not tell."""
+    try:
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024 / 1e6
+    except OSError:
+        pass
+    return None
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
