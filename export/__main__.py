@@ -1,0 +1,60 @@
+"""``python -m export``: trained checkpoints into the model repository."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(add_completion=False)
+console = Console()
+
+
+class _Precision(str, Enum):
+    FP32 = "fp32"
+    FP16_WEIGHTS = "fp16-weights"
+
+
+@app.command()
+def export(
+    checkpoints: Annotated[list[Path], typer.Argument(help="model.pt of training runs: pose, detector, or both")],
+    repository: Annotated[Path, typer.Option(help="model repository to write to")] = Path("model_repository"),
+    name: Annotated[str, typer.Option(help="pose ensemble of the first preset, prefix of its parts")] = "pose",
+    detector: Annotated[str, typer.Option(help="person detector; pose ensembles ask for it")] = "person_detector",
+    keep: Annotated[int, typer.Option(min=1, help="versions kept of each model")] = 2,
+    precision: Annotated[_Precision, typer.Option(help="how weights are stored")] = _Precision.FP16_WEIGHTS,
+    score_threshold: Annotated[float, typer.Option(min=0, max=1, help="joint score from which v is 2")] = 0.2,
+    box_threshold: Annotated[float, typer.Option(min=0, max=1, help="lowest detector score kept")] = 0.3,
+    check_data: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(help="COCO-format annotations and their picture folder; else the recipe's data, else rendered"),
+    ] = None,
+    check_count: Annotated[int, typer.Option(min=8, help="pictures, and people, to check on")] = 64,
+    metrics: Annotated[list[Path] | None, typer.Option(help="JSON of `training evaluate`, for the model card")] = None,
+) -> None:
+    """Write checkpoints as ONNX models and ensembles; refuses (exit 1) when they do not answer as trained."""
+    # Torch takes seconds to import: --help should not.
+    from export.checkpoints import ExportError
+    from export.installation import ExportRequest, run_export
+    from export.plans import PlanOptions
+
+    options = PlanOptions(
+        name=name, detector=detector, precision=precision.value,
+        score_threshold=score_threshold, box_threshold=box_threshold,
+    )  # fmt: skip
+    request = ExportRequest(
+        checkpoints=tuple(checkpoints), repository=repository, options=options, keep=keep,
+        check_data=check_data, check_count=check_count, metrics=tuple(metrics or ()),
+    )  # fmt: skip
+    try:
+        run_export(request, console)
+    except ExportError as error:
+        console.print(f"[red]not exported:[/red] {error}", soft_wrap=True, highlight=False)
+        raise typer.Exit(1) from error
+
+
+if __name__ == "__main__":
+    app()
