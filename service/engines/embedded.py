@@ -53,7 +53,7 @@ class EmbeddedEngine(Engine):
             raise EngineUnavailable(str(error)) from error
         self._scheduler = BatchScheduler(self.settings.concurrent_runs)
         for name, network in self._networks.items():
-            self._scheduler.add(name, network.run, network.config.batching)
+            self._scheduler.add(name, network.run, network.batching)
         logger.info(
             "loaded %d models in %.2f s from %s", len(self._configs), time.monotonic() - started, self.repository
         )
@@ -131,7 +131,8 @@ class EmbeddedEngine(Engine):
         return config
 
     async def _run(self, config: ModelConfig, inputs: Tensors, rows: int, deadline: float | None) -> dict[str, Array]:
-        limit = config.metadata.max_batch_size
+        network = self._networks.get(config.metadata.name)
+        limit = config.metadata.max_batch_size if network is None else network.batching.max_rows
         # In the config's order, so that the batcher can compare shapes without looking at names.
         inputs = {spec.name: inputs[spec.name] for spec in config.metadata.inputs}
         parts = split_rows(inputs, rows, limit) if 0 < limit < rows else [inputs]

@@ -25,7 +25,7 @@ async def start(repository: Repository) -> AsyncIterator[Start]:
     engines: list[EmbeddedEngine] = []
 
     async def run(**settings: object) -> EmbeddedEngine:
-        values: dict[str, object] = {"intra_op_threads": 1, "spinning": False, "drain_seconds": 5.0, **settings}
+        values: dict[str, object] = {"intra_op_threads": 1, "concurrent_runs": 1, "drain_seconds": 5.0, **settings}
         engine = EmbeddedEngine(repository.root, RuntimeSettings(**values))  # type: ignore[arg-type]
         engines.append(engine)
         await engine.start()

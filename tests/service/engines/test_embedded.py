@@ -47,6 +47,18 @@ async def test_any_number_of_rows_is_answered_in_order(repository: Repository, s
     assert max(sizes) <= 8
 
 
+@pytest.mark.parametrize(("cpu_rows", "runs"), [(0, 1), (5, 4), (99, 1)])
+async def test_runs_on_a_cpu_stay_small(repository: Repository, start: Start, cpu_rows: int, runs: int) -> None:
+    """Twenty people at once must not make the process keep the memory of a batch of twenty."""
+    repository.affine("m", 2, max_batch_size=16)
+    engine = await start(cpu_rows=cpu_rows)
+    np.testing.assert_array_equal((await engine.infer("m", {"x": rows(16)}))["y"], 2 * rows(16))
+    sizes = engine.statistics()["m"].batch_sizes
+    assert max(sizes) <= (cpu_rows or 16)
+    assert sum(sizes.values()) == runs
+    assert (await engine.metadata("m")).max_batch_size == 16
+
+
 async def test_no_rows_cost_no_run(repository: Repository, start: Start) -> None:
     repository.affine("m", 2)
     repository.ensemble("e", [("m", {"x": "x"}, {"y": "y"})], ROW, OUT)

@@ -13,7 +13,7 @@ from service.engines.config import RepositoryError, read_model
 from service.engines.sessions import OnnxModel, RuntimeSettings, available_cores, chosen_providers, session_options
 from tests.service.engines.repositories import FLOAT, INT64, Repository, write_onnx
 
-SETTINGS = RuntimeSettings(intra_op_threads=1, spinning=False)
+SETTINGS = RuntimeSettings(intra_op_threads=1)
 
 
 def load(config: Path) -> OnnxModel:
@@ -156,7 +156,9 @@ def test_cuda_comes_first_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
         chosen_providers(RuntimeSettings(providers=("CUDAExecutionProvider",)))
 
 
-@pytest.mark.parametrize("wrong", [{"intra_op_threads": -1}, {"concurrent_runs": 0}, {"drain_seconds": float("nan")}])
+@pytest.mark.parametrize(
+    "wrong", [{"intra_op_threads": -1}, {"concurrent_runs": 0}, {"cpu_rows": -1}, {"drain_seconds": float("nan")}]
+)
 def test_settings_out_of_range(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="out of range"):
         RuntimeSettings(**wrong)  # type: ignore[arg-type]
