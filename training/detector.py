@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
+import copy
 import math
 import time
 from collections.abc import Iterable, Sequence
@@ -11,23 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import cv2
-import numpy as np
 import torch
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 from pydantic import Field
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.data import DataLoader
-from torchvision.ops import nms
 
+from training.box_precision import box_precision, detect_people
 from training.datasets.coco import CocoSet, read_coco
 from training.datasets.detection import (
-    GREY,
     DetectionAugmentation,
     DetectionDataset,
-    Image,
     Picture,
     collate,
     held_out,
@@ -84,11 +77,9 @@ def train_detector(recipe_path: Path, output: Path, overrides: Sequence[str] = (
     """
     recipe = read_recipe(recipe_path, DetectorRecipe, overrides)
     seed_everything(recipe.seed)
-    device = torch.device(
-        ("cuda" if torch.cuda.is_available() else "cpu") if recipe.device == "auto" else recipe.device
-    )
+    device = pick_device(recipe.device)
     run = Run(output, recipe, resume=resume)
-    network = FasterRcnn(recipe.network).to(device, memory_format=torch.channels_last)
+    network = FasterRcnn(recipe.network).to(device).to(memory_format=torch.channels_last)
     optimizer = make_optimizer(network, recipe)
     ema = Ema(network, recipe.ema_decay)
     start = 0
@@ -106,6 +97,8 @@ def train_detector(recipe_path: Path, output: Path, overrides: Sequence[str] = (
         sampler=range(start * recipe.batch_size, len(dataset)),
         num_workers=recipe.workers,
         collate_fn=collate,
+        # The loader draws a seed when it starts: from here, or a resumed run would sample other proposals.
+        generator=torch.Generator(),
     )
     metrics: dict[str, float] = {}
     with _progress() as progress:
@@ -121,19 +114,28 @@ def train_detector(recipe_path: Path, output: Path, overrides: Sequence[str] = (
                 run.scalars(done, {**values, "images_per_second": speed})
                 progress.update(task, completed=done, info=f"loss {mean_loss:.3f}  {speed:.1f} img/s")
             if measure and (done % recipe.evaluate_every == 0 or done == recipe.steps):
-                metrics = measure_held_out(recipe, ema, measure, device)
+                averaged = copy.deepcopy(network)
+                averaged.load_state_dict(ema.state)
+                bf16 = recipe.precision == "bf16"
+                found = detect_people(averaged, measure, recipe.network.input_size, device, bf16=bf16)
+                metrics = box_precision(measure, found)
                 run.scalars(done, metrics)
                 progress.console.print(f"step {done}: loss {mean_loss:.3f} " + _listed(metrics))
             if done % recipe.save_every == 0 or done == recipe.steps:
                 state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.state}
                 run.save({**state, "step": done})
-    data = [
-        {"annotations": s.annotations.name, "pictures": len(p)} for s, (_, p) in zip(recipe.train, train, strict=True)
-    ]
+    data = {source.name: len(pictures) for source, pictures in train}
     facts: dict[str, Any] = {"steps": recipe.steps, "data": data, "held_out": {"pictures": len(measure), **metrics}}
     path = run.finish("detector", {k: v.cpu() for k, v in ema.state.items()}, facts)
     run.close()
     return path
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; ``auto`` is CUDA where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
 
 
 def make_optimizer(network: FasterRcnn, recipe: DetectorRecipe) -> torch.optim.AdamW:
@@ -188,61 +190,6 @@ def load_sets(recipe: DetectorRecipe) -> tuple[list[tuple[CocoSet, list[Picture]
         train.append((coco, pictures))
         measure += [load_picture(r, longest, side) for r in coco.images if held_out(r, share) and r.complete]
     return train, measure
-
-
-def letterbox(picture: Picture, side: int) -> tuple[Image, float]:
-    """The picture as the service sends it: top left on grey, longest side ``side``; and its scale."""
-    scale = side / max(picture.image.shape[:2])
-    size = (max(1, round(picture.image.shape[1] * scale)), max(1, round(picture.image.shape[0] * scale)))
-    canvas = np.full((side, side, 3), GREY, np.uint8)
-    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    canvas[: size[1], : size[0]] = cv2.resize(picture.image, size, interpolation=method)
-    return canvas, scale
-
-
-@torch.no_grad()
-def measure_held_out(
-    recipe: DetectorRecipe, ema: Ema, pictures: Sequence[Picture], device: torch.device
-) -> dict[str, float]:
-    """Person-box AP of the averaged weights on letterboxed pictures, by pycocotools."""
-    network = FasterRcnn(recipe.network).to(device, memory_format=torch.channels_last)
-    network.load_state_dict(ema.state)
-    network.eval()
-    side = recipe.network.input_size
-    found = []
-    for picture in pictures:
-        image, scale = letterbox(picture, side)
-        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-            boxes, scores = network.detect(torch.from_numpy(image)[None].to(device))
-        keep = nms(boxes[0], scores[0], 0.6)
-        found.append((boxes[0][keep].cpu().numpy() / scale, scores[0][keep].cpu().numpy()))
-    return box_ap(pictures, found)
-
-
-def box_ap(pictures: Sequence[Picture], found: Sequence[tuple[Any, Any]]) -> dict[str, float]:
-    """AP, AP50 and AR of boxes (x1 y1 x2 y2) in the pictures' own pixels, as pycocotools counts them."""
-    annotations, results = [], []
-    for number, (picture, (boxes, scores)) in enumerate(zip(pictures, found, strict=True), 1):
-        for crowd, group in ((0, picture.people), (1, picture.crowds)):
-            for x1, y1, x2, y2 in group.tolist():
-                size = [x1, y1, x2 - x1, y2 - y1]
-                entry = {"id": len(annotations) + 1, "image_id": number, "category_id": 1, "bbox": size}
-                annotations.append({**entry, "area": size[2] * size[3], "iscrowd": crowd})
-        for (x1, y1, x2, y2), score in zip(boxes.tolist(), scores.tolist(), strict=True):
-            results.append({"image_id": number, "category_id": 1, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": score})
-    truth = COCO()
-    truth.dataset = {
-        "images": [{"id": n} for n in range(1, len(pictures) + 1)],
-        "annotations": annotations,
-        "categories": [{"id": 1, "name": "person"}],
-    }
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth.createIndex()
-        evaluation = COCOeval(truth, truth.loadRes(results), "bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return {"AP": float(evaluation.stats[0]), "AP50": float(evaluation.stats[1]), "AR": float(evaluation.stats[8])}
 
 
 def _listed(metrics: dict[str, float]) -> str:

@@ -18,12 +18,11 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from service.letterbox import GREY
 from training.datasets.coco import CocoSet, ImageRecord, read_rgb
 from training.networks.detection_loss import Target
 from training.recipe import Strict
 
-# Border colour of letterboxed pictures, the same in service/letterbox.py.
-GREY = 114
 Boxes = npt.NDArray[np.float32]
 Image = npt.NDArray[np.uint8]
 
@@ -84,8 +83,10 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
     """Augmented samples without end; see the module.
 
     Args:
-        sets: COCO-format sets; a set's ``repeat`` weighs how often its pictures are drawn.
-        single: for each set, whether its pictures are crops of one labelled person, scaled by ``person_height``.
+        sets: each set with its pictures; the set's ``repeat`` weighs how often they are drawn.
+        augmentation: how samples are cut.
+        seed: samples are a function of it and of their index.
+        length: number of samples.
     """
 
     def __init__(

@@ -107,6 +107,14 @@ class _LightPyramid(nn.Module):
         return levels
 
 
+def _start(weight: Tensor, bias: Tensor | None, every: int = 1, first: float = 0.0) -> None:
+    """Initialise an output layer: small weights, bias ``first`` for each ``every``-th output, 0 for the others."""
+    nn.init.normal_(weight, std=0.01)
+    if bias is not None:
+        nn.init.zeros_(bias)
+        nn.init.constant_(bias.detach()[::every], first)
+
+
 class FasterRcnn(nn.Module):
     """The person detector."""
 
@@ -132,7 +140,8 @@ class FasterRcnn(nn.Module):
             )
         self.rpn_conv = nn.Conv2d(channels, channels, 3, padding=1)
         ratios = len(network.anchor_ratios)
-        self.rpn_outputs = nn.ModuleList(nn.Conv2d(channels, 5 * ratios * len(s), 1) for s in network.anchor_sizes)
+        outputs = [nn.Conv2d(channels, 5 * ratios * len(sizes), 1) for sizes in network.anchor_sizes]
+        self.rpn_outputs = nn.ModuleList(outputs)
         self.head = nn.Sequential(
             nn.Flatten(),
             nn.Linear(channels * 49, network.head_channels),
@@ -141,13 +150,11 @@ class FasterRcnn(nn.Module):
             nn.ReLU(inplace=True),
         )
         self.head_output = nn.Linear(network.head_channels, 5)
-        for layer in (self.rpn_conv, *self.rpn_outputs, self.head_output):
-            nn.init.normal_(layer.weight, std=0.01)
-            nn.init.zeros_(layer.bias)
-        # Anchors are background but for a few: starting at probability 0.01 keeps the first steps calm (RetinaNet 2017).
-        for layer in self.rpn_outputs:
-            with torch.no_grad():
-                layer.bias.view(-1, 5)[:, 0] = -math.log(99)
+        _start(self.rpn_conv.weight, self.rpn_conv.bias)
+        _start(self.head_output.weight, self.head_output.bias)
+        # Nearly all anchors are background: starting at probability 0.01 keeps the first steps calm (RetinaNet 2017).
+        for layer in outputs:
+            _start(layer.weight, layer.bias, every=5, first=-math.log(99))
 
     def features(self, images: Tensor) -> list[Tensor]:
         """Letterboxed RGB uint8 [N, S, S, 3] -> pyramid levels of strides 8, 16, 32, 64, each [N, C, S/s, S/s]."""

@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 
-def _conv_bn(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(outputs))
+def _conv_bn(inputs: int, outputs: int, kernel: int, stride: int = 1, *, scale: float = 1.0) -> nn.Sequential:
+    norm = nn.BatchNorm2d(outputs)
+    nn.init.constant_(norm.weight, scale)
+    return nn.Sequential(nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False), norm)
 
 
 class BasicBlock(nn.Module):
@@ -20,11 +22,10 @@ class BasicBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.first = _conv_bn(inputs, outputs, 3, stride)
-        self.second = _conv_bn(outputs, outputs, 3)
+        # Each block starts as its shortcut (Goyal et al. 2017, section 5.1): a safer start at large learning rates.
+        self.second = _conv_bn(outputs, outputs, 3, scale=0.0)
         self.shortcut = nn.Identity() if stride == 1 and inputs == outputs else _conv_bn(inputs, outputs, 1, stride)
         self.relu = nn.ReLU(inplace=True)
-        # Each block starts as its shortcut (Goyal et al. 2017, section 5.1): a safer start at large learning rates.
-        nn.init.zeros_(self.second[1].weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, inputs, H, W] -> [N, outputs, H / stride, W / stride]."""
