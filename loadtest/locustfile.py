@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from urllib.parse import urlencode
 from locust import FastHttpUser, constant, events, task
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
+from locust.exception import StopTest
 from locust.runners import MasterRunner
 
 from loadtest.agreement import Recall, disagreement, recall
@@ -69,11 +71,26 @@ def add_options(parser: LocustArgumentParser) -> None:
     )
 
 
+@events.init.add_listener
+def learn_before_a_headless_run(environment: Environment, **_: object) -> None:
+    """Learn before the clock of ``--run-time`` starts; without a right answer there is nothing to run."""
+    options = environment.parsed_options
+    if options is not None and options.headless and not isinstance(environment.runner, MasterRunner):
+        learn_answers(environment)
+        if not PoseUser.cases:
+            sys.exit(2)
+
+
 @events.test_start.add_listener
-def learn_answers(environment: Environment, **_: object) -> None:
-    """Post every case once, alone, and keep the answers."""
-    if isinstance(environment.runner, MasterRunner):
-        return  # its workers load, and learn each for itself
+def learn_before_a_test(environment: Environment, **_: object) -> None:
+    """With Locust's web page the host is known only now. A master has workers that load, and learn for themselves."""
+    if environment.host != PoseUser.learnt_from and not isinstance(environment.runner, MasterRunner):
+        learn_answers(environment)
+
+
+def learn_answers(environment: Environment) -> None:
+    """Post every case once, alone, and keep the answers; none when that fails."""
+    PoseUser.cases, PoseUser.learnt_from = [], environment.host
     options = environment.parsed_options
     try:
         if not environment.host or options is None:
@@ -87,10 +104,7 @@ def learn_answers(environment: Environment, **_: object) -> None:
             PoseUser.cases = list(_cases(client, pictures))
     except (ClientError, ValueError, OSError) as error:
         logger.error("the load cannot begin: %s", error)
-        PoseUser.cases = []
         environment.process_exit_code = 2
-        assert environment.runner is not None
-        environment.runner.quit()
         return
     found = [recall(c.picture.scene, c.expected) for c in PoseUser.cases if c.name == "coco" and c.picture.scene]
     PoseUser.recall = sum(found, Recall())
@@ -132,6 +146,7 @@ class PoseUser(FastHttpUser):
 
     wait_time = constant(0)
     cases: Sequence[Case] = ()
+    learnt_from: str | None = None
     recall = Recall()
     turns: Iterator[int] = itertools.count()
 
@@ -139,8 +154,7 @@ class PoseUser(FastHttpUser):
     def post_picture(self) -> None:
         """One picture with one mix of options."""
         if not self.cases:
-            self.stop()
-            return
+            raise StopTest("no right answers are known")
         case = self.cases[next(PoseUser.turns) % len(self.cases)]
         options = self.environment.parsed_options
         headers = {"Content-Type": case.picture.media_type}
@@ -166,7 +180,8 @@ def _cases(client: PoseClient, pictures: Sequence[LoadPicture]) -> Iterator[Case
     mixes = [mix for mix in MIXES if _is_served(client, pictures[0], mix)]
     learnt: dict[tuple[str, str], Any] = {}
     for index in range(len(pictures) * len(mixes)):
-        picture, mix = pictures[index % len(pictures)], mixes[(index + index // len(pictures)) % len(mixes)]
+        lap, place = divmod(index, len(pictures))
+        picture, mix = pictures[place], mixes[(lap + place) % len(mixes)]
         options: dict[str, Any] = {"format": "coco", **mix}
         path = "/v1/pose?" + urlencode(options)
         if (picture.name, path) not in learnt:
