@@ -2,17 +2,19 @@
 
 A child process runs the service's own pipeline once for each picture and notes the tensors of every network call.
 Rounds then run these calls through the raw ONNX Runtime sessions, opened as the service opens them, and nothing
-else: no HTTP, no decoding, no crops, no suppression. What the service reaches of that rate is the bench's ratio.
+else: no HTTP, no decoding, no crops, no suppression. As many threads run them as the engine runs networks at a time.
+What the service reaches of that rate is the bench's ratio.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import multiprocessing
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any
@@ -20,9 +22,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from service.engine_choice import open_engine
 from service.engines.base import Engine, ModelMetadata, Tensors
 from service.engines.config import ModelConfig, read_repository
-from service.engines.sessions import OnnxModel, RuntimeSettings
+from service.engines.embedded import EmbeddedEngine
+from service.engines.sessions import OnnxModel
+from service.engines.tensors import join_rows, split_rows
 from service.options import PoseOptions
 from service.pipeline import PosePipeline
 from service.settings import Settings
@@ -95,9 +100,12 @@ class _RawEngine(Engine):
     kind = "recording"
 
     def __init__(self, settings: Settings) -> None:
-        runtime = RuntimeSettings(intra_op_threads=settings.threads)
+        served = open_engine(settings)
+        if not isinstance(served, EmbeddedEngine):
+            raise ValueError(f"the bound is one of the embedded engine, not of {served.kind}")
+        self.runtime = served.settings
         self._configs = read_repository(settings.repository)
-        self._networks = {name: OnnxModel(c, runtime) for name, c in self._configs.items() if c.onnx is not None}
+        self._networks = {n: OnnxModel(c, self.runtime) for n, c in self._configs.items() if c.onnx is not None}
         self.calls: list[Call] = []
         self.rows: dict[str, int] = {}
 
@@ -109,13 +117,16 @@ class _RawEngine(Engine):
         config = self._configs[model]
         rows = len(next(iter(inputs.values())))
         self.rows[model] = self.rows.get(model, 0) + rows
-        limit = config.metadata.max_batch_size or rows
-        parts = -(-rows // limit)  # as even as the engine cuts them
-        edges = [round(k * rows / parts) for k in range(parts + 1)]
-        answers = [self._run(config, {name: array[a:b] for name, array in inputs.items()}) for a, b in pairwise(edges)]
-        return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
+        return self._run(config, inputs, rows)
 
-    def _run(self, config: ModelConfig, inputs: Tensors) -> dict[str, Array]:
+    def _run(self, config: ModelConfig, inputs: Tensors, rows: int) -> dict[str, Array]:
+        """Cut into runs as the embedded engine does."""
+        network = self._networks.get(config.metadata.name)
+        limit = config.metadata.max_batch_size if network is None else network.batching.max_rows
+        parts = split_rows(inputs, rows, limit) if 0 < limit < rows else [dict(inputs)]
+        return join_rows([self._run_part(config, part) for part in parts])
+
+    def _run_part(self, config: ModelConfig, inputs: Tensors) -> dict[str, Array]:
         if not config.steps:
             names = [spec.name for spec in config.metadata.outputs]
             feeds = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
@@ -127,7 +138,8 @@ class _RawEngine(Engine):
         while waiting:
             step = next(s for s in waiting if all(source in tensors for source in s.inputs.values()))
             waiting.remove(step)
-            outputs = self._run(self._configs[step.model], {n: tensors[source] for n, source in step.inputs.items()})
+            feeds = {name: tensors[source] for name, source in step.inputs.items()}
+            outputs = self._run(self._configs[step.model], feeds, len(next(iter(feeds.values()))))
             tensors |= {target: outputs[name] for name, target in step.outputs.items()}
         return {spec.name: tensors[spec.name] for spec in config.metadata.outputs}
 
@@ -150,22 +162,36 @@ class _RawEngine(Engine):
 def _serve(connection: Connection[Any, Any], pictures: list[bytes], options: dict[str, str]) -> None:
     """The child's loop: seconds in, rate out, until None comes."""
     try:
-        recording, calls = asyncio.run(_record(pictures, PoseOptions.model_validate(options)))
+        recording, calls, workers = asyncio.run(_record(pictures, PoseOptions.model_validate(options)))
     except Exception as error:
         connection.send(RuntimeError(f"the bound could not be recorded: {error!r}"))
         return
     connection.send(recording)
-    turn = 0
+    turns = itertools.cycle(calls)
     while (seconds := connection.recv()) is not None:
-        begin, done = time.perf_counter(), 0
-        while (now := time.perf_counter()) < begin + seconds:
-            for session, names, feeds in calls[turn % len(calls)]:
+        connection.send(_rate(turns, workers, seconds))
+
+
+def _rate(turns: Iterator[list[Call]], workers: int, seconds: float, lead_in: float = 0.2) -> float:
+    """Pictures a second, of those that end within ``seconds`` after a lead-in, so that no thread idles meanwhile."""
+    start = time.perf_counter() + lead_in
+    done: list[float] = []
+
+    def work() -> None:
+        while time.perf_counter() < start + seconds:
+            for session, names, feeds in next(turns):
                 session.run(names, feeds)
-            turn, done = turn + 1, done + 1
-        connection.send(done / (now - begin))
+            done.append(time.perf_counter())
+
+    threads = [threading.Thread(target=work) for _ in range(workers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(start <= moment < start + seconds for moment in done) / seconds
 
 
-async def _record(pictures: list[bytes], options: PoseOptions) -> tuple[Recording, list[list[Call]]]:
+async def _record(pictures: list[bytes], options: PoseOptions) -> tuple[Recording, list[list[Call]], int]:
     settings = Settings()
     engine = _RawEngine(settings)
     pipeline = PosePipeline(engine, settings)
@@ -178,4 +204,4 @@ async def _record(pictures: list[bytes], options: PoseOptions) -> tuple[Recordin
         rows.append(sum(count for model, count in engine.rows.items() if model != detector))
         calls.append(engine.calls)
     pipeline.close()
-    return Recording(people, [len(c) for c in calls], rows), calls
+    return Recording(people, [len(c) for c in calls], rows), calls, engine.runtime.concurrent_runs
