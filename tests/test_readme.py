@@ -131,7 +131,9 @@ def agrees(shown: object, answered: object) -> bool:
 
 def test_every_command_is_covered() -> None:
     covered = {
-        *commands_starting("make serve", "make test", "curl", ". .venv/dev/bin/activate"),
+        *commands_starting(
+            "make serve", "make test", "make bench", "make loadtest", "curl", ". .venv/dev/bin/activate"
+        ),
         *commands_starting(".venv/serve/bin/tritonpose", "python -m training", "python -m export"),
     }
     assert set(readme_commands()) == covered
@@ -195,6 +197,17 @@ def test_tritonpose(command: str, service: str, fresh_copy: Path) -> None:
         assert list((fresh_copy / words[words.index("--draw") + 1]).iterdir())
     else:
         assert output.strip()
+
+
+@pytest.mark.parametrize("command", commands_starting("make bench", "make loadtest"))
+def test_measuring(command: str, service: str, workshop: Path) -> None:
+    """With the environment of this test, and shorter."""
+    host, port = service.split(":")
+    options = "--seconds 0.5 --rounds 1 --pictures 2" if "bench" in command else "--headless --run-time 5s --users 2"
+    variables = (
+        f"HOST={host} PORT={port} BIN={shlex.quote(str(Path(sys.executable).parent))} ARGS={shlex.quote(options)}"
+    )
+    assert shell(f"{command} --old-file=dev {variables}", workshop).strip()
 
 
 @pytest.mark.parametrize("command", commands_starting("python -m"))
