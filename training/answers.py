@@ -34,7 +34,7 @@ JsonObject = dict[str, Any]
 Array = npt.NDArray[np.float64]
 
 # A service that is busy with others is asked again; its own Retry-After decides the pause.
-_RETRIES = 20
+_RETRIES = 8
 
 
 class EvaluationError(ValueError):
@@ -131,9 +131,7 @@ class InProcess(AnsweringService):
 class OverHttp(AnsweringService):
     """A live service."""
 
-    def __init__(
-        self, url: str, api_key: str | None = None, transport: httpx.AsyncBaseTransport | None = None
-    ) -> None:
+    def __init__(self, url: str, api_key: str | None = None, transport: httpx.AsyncBaseTransport | None = None) -> None:
         self._client = AsyncPoseClient(url, api_key, retries=_RETRIES, transport=transport)
         self.name = url
 
