@@ -149,12 +149,14 @@ async def test_the_delay_waits_for_company_and_no_longer(scheduler: BatchSchedul
     tasks.append(ask(scheduler, 3))
     assert await asyncio.gather(*tasks) == [[2], [4], [6]]
     assert model.runs == [[1, 2, 3]]
-    assert 0.39 < time.monotonic() - started < 2
-    # A batch that is full does not wait.
-    started = time.monotonic()
-    assert await asyncio.gather(*[ask(scheduler, n) for n in (4, 5, 6, 7)]) == [[8], [10], [12], [14]]
-    assert time.monotonic() - started < 0.3
-    assert model.runs[1:] == [[4, 5, 6, 7]]
+    assert time.monotonic() - started > 0.39
+
+
+async def test_a_full_batch_does_not_wait(scheduler: BatchScheduler, model: Gated) -> None:
+    scheduler.add("m", model, BatchPolicy(max_rows=4, joins=True, delay=600))
+    tasks = [ask(scheduler, n) for n in (4, 5, 6, 7)]
+    assert await asyncio.wait_for(asyncio.gather(*tasks), 60) == [[8], [10], [12], [14]]
+    assert model.runs == [[4, 5, 6, 7]]
 
 
 async def test_a_model_that_waits_for_company_does_not_hold_up_another(scheduler: BatchScheduler, model: Gated) -> None:
@@ -228,7 +230,7 @@ async def test_a_timeout_is_prompt(scheduler: BatchScheduler, model: Gated, runn
     started = time.monotonic()
     with pytest.raises(DeadlineExceeded, match="'m' did not answer in time"):
         await ask(scheduler, 1, timeout=0.05)
-    assert 0.04 < time.monotonic() - started < 2
+    assert 0.04 < time.monotonic() - started < 5
     model.open.set()
     if not running:
         assert await first == [0]
@@ -237,10 +239,10 @@ async def test_a_timeout_is_prompt(scheduler: BatchScheduler, model: Gated, runn
 
 
 async def test_time_limit_in_the_queue(scheduler: BatchScheduler, model: Gated) -> None:
-    scheduler.add("m", model, BatchPolicy(max_rows=8, queue_timeout=0.05))
+    scheduler.add("m", model, BatchPolicy(max_rows=8, queue_timeout=0.5))
     first = await block(scheduler, model)
     late = ask(scheduler, 1)
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(0.6)
     model.open.set()
     with pytest.raises(DeadlineExceeded, match="waited too long"):
         await late

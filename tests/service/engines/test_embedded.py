@@ -31,7 +31,7 @@ def turning(turns: int) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.gen
     return {"x": np.ones((1, 64), np.float32), "turns": np.full((1, 1), turns, np.int64)}
 
 
-LONG = 100_000_000  # turns: minutes
+LONG = 100_000_000  # turns: minutes, so that the time limits below mean something on a busy machine too
 
 
 @pytest.mark.parametrize("count", [1, 8, 9, 50])
@@ -87,7 +87,7 @@ async def test_fifty_callers_each_get_their_own_answer(repository: Repository, s
     async def caller(number: int) -> None:
         for turn in range(5):
             x = rows(1 + (number + turn) % 11, start=100 * number + turn)  # some have more than a batch holds
-            outputs = await engine.infer("m", {"x": x}, timeout=10)
+            outputs = await engine.infer("m", {"x": x}, timeout=60)
             np.testing.assert_array_equal(outputs["y"], 2 * x + 1)
 
     await asyncio.gather(*[caller(number) for number in range(50)])
@@ -131,7 +131,7 @@ async def test_ensemble_of_ensembles_and_several_outputs(repository: Repository,
 
 
 async def test_callers_of_an_ensemble_share_its_parts_batches(repository: Repository, start: Start) -> None:
-    repository.affine("times2", 2, extra="dynamic_batching { max_queue_delay_microseconds: 100000 }\n")
+    repository.affine("times2", 2, extra="dynamic_batching { max_queue_delay_microseconds: 5000000 }\n")
     repository.ensemble("e", [("times2", {"x": "x"}, {"y": "y"})], ROW, OUT)
     engine = await start()
     answers = await asyncio.gather(*[engine.infer("e", {"x": rows(2, start=n)}) for n in range(4)])
@@ -204,7 +204,7 @@ async def test_a_single_request_is_not_copied(repository: Repository, start: Sta
 async def test_order_of_input_names_does_not_matter_for_joining(repository: Repository, start: Start) -> None:
     nodes = [helper.make_node("Sub", ["a", "b"], ["y"])]
     pair = {"a": (FLOAT, ["W"]), "b": (FLOAT, ["W"])}
-    text = 'backend: "onnxruntime"\ndynamic_batching { max_queue_delay_microseconds: 50000 }\n'
+    text = 'backend: "onnxruntime"\ndynamic_batching { max_queue_delay_microseconds: 5000000 }\n'
     repository.network("sub", nodes, pair, {"y": (FLOAT, ["W"])}, max_batch_size=2, extra=text)
     engine = await start()
     a, b = rows(1), rows(1, start=10)
@@ -234,9 +234,9 @@ async def test_a_deadline_ends_a_long_run(repository: Repository, start: Start) 
     began = time.monotonic()
     with pytest.raises(DeadlineExceeded):
         await engine.infer("slow", turning(LONG), timeout=0.1)
-    assert time.monotonic() - began < 1
-    await engine.infer("slow", turning(1), timeout=5)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 10
+    await engine.infer("slow", turning(1), timeout=20)
+    assert time.monotonic() - began < 20
 
 
 async def test_a_deadline_covers_all_steps_of_an_ensemble(repository: Repository, start: Start) -> None:
@@ -248,11 +248,11 @@ async def test_a_deadline_covers_all_steps_of_an_ensemble(repository: Repository
     inputs = {"x": (FLOAT, [64]), "turns": (INT64, [1])}
     repository.ensemble("e", steps, inputs, {"y": (FLOAT, [64])})
     engine = await start()
-    await engine.infer("e", turning(1), timeout=5)
+    await engine.infer("e", turning(1), timeout=20)
     began = time.monotonic()
     with pytest.raises(DeadlineExceeded, match="'slow'"):
         await engine.infer("e", turning(LONG), timeout=0.1)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 10
 
 
 async def test_no_time_at_all(repository: Repository, start: Start) -> None:
@@ -271,7 +271,7 @@ async def test_cancelled_callers_leave_nothing_behind(repository: Repository, st
         task.cancel()
     results = await asyncio.gather(*tasks, return_exceptions=True)
     assert all(isinstance(result, asyncio.CancelledError) for result in results)
-    await engine.infer("slow", turning(1), timeout=5)
+    await engine.infer("slow", turning(1), timeout=20)
     counted = engine.statistics()["slow"]
     assert (counted.abandoned, counted.queued) == (5, 0)
 
@@ -290,7 +290,7 @@ async def test_the_queue_is_bounded_as_the_config_says(repository: Repository, s
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    await engine.infer("slow", turning(1), timeout=5)
+    await engine.infer("slow", turning(1), timeout=20)
 
 
 async def test_metadata_is_the_config(repository: Repository, start: Start) -> None:
@@ -369,8 +369,8 @@ async def test_close_finishes_what_runs_ensembles_included(repository: Repositor
     ]
     inputs = {"x": (FLOAT, [64]), "turns": (INT64, [1])}
     repository.ensemble("e", steps, inputs, {"y": (FLOAT, [64])})
-    engine = await start()
-    tasks = [asyncio.ensure_future(engine.infer("e", turning(50_000))) for _ in range(3)]
+    engine = await start(drain_seconds=60)
+    tasks = [asyncio.ensure_future(engine.infer("e", turning(20_000))) for _ in range(3)]
     await asyncio.sleep(0.01)
     closing = asyncio.ensure_future(engine.close())
     await asyncio.sleep(0)
@@ -389,10 +389,10 @@ async def test_close_does_not_wait_for_ever(repository: Repository, start: Start
     await asyncio.sleep(0.05)
     began = time.monotonic()
     await engine.close()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 10
     results = await asyncio.gather(*tasks, return_exceptions=True)
     assert [type(result) for result in results] == [EngineUnavailable, EngineUnavailable]
-    assert time.monotonic() - began < 5  # the run that nobody can answer for any more was ended
+    assert time.monotonic() - began < 20  # the run that nobody can answer for any more was ended
 
 
 async def test_an_idle_engine_keeps_no_pictures(repository: Repository, start: Start) -> None:

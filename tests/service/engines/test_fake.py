@@ -50,7 +50,7 @@ async def test_one_contract(kind: str, tmp_path: Path) -> None:
     assert await engine.models() == ["double"]
     assert await engine.metadata("double") == DOUBLE
     for rows in (0, 1, 11):
-        outputs = await engine.infer("double", {"x": x[:rows]}, timeout=5)
+        outputs = await engine.infer("double", {"x": x[:rows]}, timeout=60)
         np.testing.assert_array_equal(outputs["y"], 2 * x[:rows])
         assert outputs["y"].dtype == np.float32
     for wrong in ({}, {"z": x}, {"x": x, "z": x}, {"x": x[:, :2]}, {"x": x.astype(np.float64)}):
