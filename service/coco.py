@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from pydantic_core import to_json
 
 from service import __version__
@@ -67,7 +68,7 @@ def results(pictures: Sequence[PosedPicture]) -> list[JsonObject]:
     """
     entries = []
     for picture in pictures:
-        joints = picture.people.keypoints.round(4).reshape(len(picture.people), -1).tolist()
+        joints = _flat(picture.people.keypoints, 4)
         for flat, score in zip(joints, picture.people.scores.round(6).tolist(), strict=True):
             entries.append({"image_id": picture.id, "category_id": _CATEGORY, "keypoints": flat, "score": score})
     return entries
@@ -93,7 +94,7 @@ def _annotations(picture: PosedPicture, score_threshold: float, first_id: int) -
     people: People = picture.people
     joint_scores = people.keypoints[..., 2].round(4)
     seen = joint_scores >= score_threshold
-    joints = people.keypoints.round(2).reshape(len(people), -1).tolist()
+    joints = _flat(people.keypoints, 2)
     # num_keypoints counts the joints with v = 2: all K are always given, so COCO's v > 0 would say nothing.
     for flat, marks in zip(joints, np.where(seen, 2, 1).tolist(), strict=True):
         flat[2::3] = marks  # v is an integer in COCO
@@ -124,3 +125,8 @@ def _annotations(picture: PosedPicture, score_threshold: float, first_id: int) -
         }
         for index, (flat, scores_of_joints, count, box, area, score, box_score) in enumerate(rows)
     ]
+
+
+def _flat(keypoints: npt.NDArray[np.float64], digits: int) -> list[list[float]]:
+    """[P, K, 3] to P lists of x, y and a third value, joint after joint."""
+    return keypoints.round(digits).reshape(len(keypoints), 3 * keypoints.shape[1]).tolist()

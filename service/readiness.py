@@ -124,7 +124,7 @@ async def rehearse(pipeline: PosePipeline) -> list[str]:
 
 def _rehearsal_picture() -> tuple[bytes, npt.NDArray[np.float64]]:
     """A JPEG of one rendered person, and the person's box [1, 4]."""
-    scene = render_scene(seed=1, people=1, occluders=0, whole=True)
+    scene = render_scene(seed=1, size=(320, 240), people=1, occluders=0, whole=True)
     coded, jpeg = cv2.imencode(".jpg", scene.image[:, :, ::-1])
     if not coded:
         raise RuntimeError("OpenCV cannot encode a JPEG")

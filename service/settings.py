@@ -33,8 +33,9 @@ class Settings(BaseSettings):
         description="Threads that decode, crop, suppress, draw and encode.",
     )
     max_body_bytes: int = Field(64 * 2**20, gt=0, description="Largest request body (413 above).")
-    max_image_bytes: int = Field(20 * 2**20, gt=0, description="Largest picture file (413 above).")
-    max_pixels: int = Field(50_000_000, gt=0, description="Largest picture in pixels (413 above).")
+    # At least what the rehearsal picture has (see service.readiness).
+    max_image_bytes: int = Field(20 * 2**20, ge=100_000, description="Largest picture file (413 above).")
+    max_pixels: int = Field(50_000_000, ge=100_000, description="Largest picture in pixels (413 above).")
     max_images: int = Field(100, gt=0, description="Most pictures in one request (413 above).")
     pixel_budget: int = Field(
         120_000_000, gt=0, description="Decoded pixels held at a time by all requests together (3 bytes each)."

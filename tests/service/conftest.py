@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import httpx
@@ -28,7 +29,7 @@ def engine() -> FakeEngine:
 async def app(settings: Settings, engine: FakeEngine) -> AsyncIterator[FastAPI]:
     application = create_app(settings, engine)
     async with application.router.lifespan_context(application):
-        await application.state.service.readiness.wait()
+        await asyncio.wait_for(application.state.service.readiness.wait(), 20)
         yield application
 
 

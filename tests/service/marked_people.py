@@ -70,9 +70,11 @@ def detect(inputs: Tensors) -> dict[str, Array]:
         for m in range(min(count - 1, MOST // 2)):
             x, y, w, h, _ = stats[m + 1]
             patch = image[y : y + h, x : x + w]
-            blue = np.median(patch[..., 2][patch[..., 2] > patch[..., 0] + 30])
+            blue = patch[..., 2][patch[..., 2] > patch[..., 0] + 30]
+            if not len(blue):  # a colourful thing in another picture
+                continue
             boxes[n, 2 * m] = (x, y, x + w, y + h)
-            scores[n, 2 * m] = np.clip((blue - 55) / 200, 0, 1)
+            scores[n, 2 * m] = np.clip((np.median(blue) - 55) / 200, 0, 1)
             boxes[n, 2 * m + 1] = (x + 1, y, x + w, y + h)
             scores[n, 2 * m + 1] = scores[n, 2 * m] * 0.9
     return {"boxes": boxes, "scores": scores}

@@ -36,9 +36,14 @@ def test_names_join_data_sets() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{}", '{"name":"x","joints":["a"],"edges":[],"sigmas":[]}', '{"name":"x","joints":["a"],"edges":[[0,1]],"sigmas":[1]}',
-     '{"name":"x","joints":["a","a"],"edges":[],"sigmas":[1,1]}', '{"name":"x","joints":[],"edges":[],"sigmas":[]}',
-     '{"name":"x","joints":["a"],"edges":[],"sigmas":[-1]}'],
+    [
+        "", "[]", "{}",
+        '{"name":"x","joints":["a"],"edges":[],"sigmas":[]}',
+        '{"name":"x","joints":["a"],"edges":[[0,1]],"sigmas":[1]}',
+        '{"name":"x","joints":["a","a"],"edges":[],"sigmas":[1,1]}',
+        '{"name":"x","joints":[],"edges":[],"sigmas":[]}',
+        '{"name":"x","joints":["a"],"edges":[],"sigmas":[-1]}',
+    ],
 )  # fmt: skip
 def test_a_broken_skeleton_in_a_config_is_named(text: str) -> None:
     with pytest.raises(ValueError, match="skeleton"):
