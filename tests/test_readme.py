@@ -33,6 +33,8 @@ README = (ROOT / "README.md").read_text()
 SHORTENED = {
     "python -m training detector": "--set steps=2 --set batch_size=2",
     "python -m training pose": "--set steps=2 --set batch=2",
+    "python -m export": "--check-count 8",
+    "python -m training evaluate": "--set resamples=20",
 }
 
 
