@@ -6,7 +6,6 @@ import copy
 import math
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +21,7 @@ from training.datasets.detection import (
     DetectionAugmentation,
     DetectionDataset,
     Picture,
+    PictureFile,
     collate,
     held_out,
     load_picture,
@@ -175,19 +175,21 @@ def train_step(
     }
 
 
-def load_sets(recipe: DetectorRecipe) -> tuple[list[tuple[CocoSet, list[Picture]]], list[Picture]]:
+def load_sets(recipe: DetectorRecipe) -> tuple[list[tuple[CocoSet, list[PictureFile]]], list[Picture]]:
     """Training pictures of each set, and the fully labelled pictures of the first set that are held out."""
-    train: list[tuple[CocoSet, list[Picture]]] = []
+    train: list[tuple[CocoSet, list[PictureFile]]] = []
     measure: list[Picture] = []
     for index, source in enumerate(recipe.train):
         coco = read_coco(source)
         share = recipe.held_out if index == 0 else 0.0
         longest, side = recipe.augmentation.cache_side, recipe.network.input_size
         kept = [r for r in coco.images if not held_out(r, share) and any(not p.crowd for p in r.people)]
-        pictures = [load_picture(r, longest, side) for r in kept]
-        if not source.all_labelled:
-            pictures = [replace(p, complete=False) for p in pictures]
-        train.append((coco, pictures))
+        files = [PictureFile(r, longest, side, all_labelled=source.all_labelled) for r in kept]
+        if recipe.workers:
+            # Decoded before the workers start, so that they share the memory.
+            for file in files:
+                file()
+        train.append((coco, files))
         measure += [load_picture(r, longest, side) for r in coco.images if held_out(r, share) and r.complete]
     return train, measure
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +28,7 @@ def picture(*, complete: bool = True) -> Picture:
 
 def dataset(options: DetectionAugmentation, pictures: list[Picture], seed: int = 0) -> DetectionDataset:
     source = CocoSet("drawn", make_skeleton("drawn", ["nose"], []), ())
-    return DetectionDataset([(source, pictures)], options, seed, 1000)
+    return DetectionDataset([(source, [partial(copy.copy, p) for p in pictures])], options, seed, 1000)
 
 
 @pytest.mark.parametrize("flip", [0.0, 1.0])

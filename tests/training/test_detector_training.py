@@ -75,10 +75,10 @@ def test_same_seed_gives_the_same_weights_and_another_seed_others(recipe: Path, 
 def test_killed_run_goes_on_as_if_nothing_had_happened(recipe: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "training", "detector", "--recipe", str(recipe), "--output"]
-    whole = [*command, str(tmp_path / "whole"), "--set", "steps=40"]
+    whole = [*command, str(tmp_path / "whole"), "--set", "steps=12"]
     subprocess.run(whole, cwd=ROOT, env=environment, check=True, capture_output=True)
 
-    killed = [*command, str(tmp_path / "killed"), "--set", "steps=40"]
+    killed = [*command, str(tmp_path / "killed"), "--set", "steps=12"]
     process = subprocess.Popen(killed, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     checkpoint = tmp_path / "killed" / "last.pt"
     while not checkpoint.exists():
@@ -86,13 +86,13 @@ def test_killed_run_goes_on_as_if_nothing_had_happened(recipe: Path, tmp_path: P
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert 0 < torch.load(checkpoint, weights_only=True)["step"] < 40
+    assert 0 < torch.load(checkpoint, weights_only=True)["step"] < 12
     assert not (tmp_path / "killed" / "model.pt").exists()
 
     refused = subprocess.run(killed, cwd=ROOT, env=environment, check=False, capture_output=True, text=True)
     assert refused.returncode != 0
     subprocess.run([*killed, "--resume"], cwd=ROOT, env=environment, check=True, capture_output=True)
-    assert torch.load(checkpoint, weights_only=True)["step"] == 40
+    assert torch.load(checkpoint, weights_only=True)["step"] == 12
     expected, found = weights(tmp_path / "whole" / "model.pt"), weights(tmp_path / "killed" / "model.pt")
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
@@ -132,7 +132,7 @@ def test_held_out_pictures_are_never_trained_on(recipe: Path) -> None:
     assert len(train) + len(measure) == 8
     assert train
     assert measure
-    assert not any(np.array_equal(a.image, b.image) for a in train for b in measure)
+    assert not any(np.array_equal(a().image, b.image) for a in train for b in measure)
 
 
 def test_rate_warms_up_and_ends_near_zero(recipe: Path) -> None:

@@ -1,14 +1,15 @@
 """Training pictures for the person detector: crops at many scales and mosaics, with boxes and ignore regions.
 
-All pictures lie decoded in memory. Sample ``index`` of seed ``seed`` is always the same picture, whatever was drawn
-before it and however many workers draw: that makes runs repeatable and a resumed run the same as an uninterrupted one.
+A picture is decoded when it is first drawn and then stays in memory. Sample ``index`` of seed ``seed`` is always the
+same, whatever was drawn before it and however many workers draw: that makes runs repeatable and a resumed run the same
+as an uninterrupted one.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -79,6 +80,24 @@ def load_picture(record: ImageRecord, longest: int, input_size: int) -> Picture:
     )
 
 
+class PictureFile:
+    """A picture on disk that is decoded at most once; see :func:`load_picture` for the arguments.
+
+    ``all_labelled=False`` says that nobody vouches for its background, whatever the record says.
+    """
+
+    def __init__(self, record: ImageRecord, longest: int, input_size: int, *, all_labelled: bool = True) -> None:
+        self._record = replace(record, complete=record.complete and all_labelled)
+        self._sizes = longest, input_size
+        self._picture: Picture | None = None
+
+    def __call__(self) -> Picture:
+        """The decoded picture. Raises DatasetError when there is none."""
+        if self._picture is None:
+            self._picture = load_picture(self._record, *self._sizes)
+        return self._picture
+
+
 class DetectionDataset(Dataset[tuple[Tensor, Target]]):
     """Augmented samples without end; see the module.
 
@@ -91,7 +110,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
 
     def __init__(
         self,
-        sets: Sequence[tuple[CocoSet, Sequence[Picture]]],
+        sets: Sequence[tuple[CocoSet, Sequence[Callable[[], Picture]]]],
         augmentation: DetectionAugmentation,
         seed: int,
         length: int,
@@ -134,7 +153,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
     ) -> tuple[Boxes, Boxes]:
         """Fill one cell of the canvas with a random picture; returns people and ignore regions."""
         options = self.augmentation
-        picture = self.pictures[min(int(np.searchsorted(self.cumulative, rng.random())), len(self.pictures) - 1)]
+        picture = self.pictures[min(int(np.searchsorted(self.cumulative, rng.random())), len(self.pictures) - 1)]()
         if picture.complete or len(picture.people) != 1:
             scale = picture.to_input * float(np.exp(rng.uniform(*np.log(scales))))
         else:
