@@ -116,12 +116,10 @@ def models(
     if as_json:
         typer.echo(json.dumps({"models": listed}, indent=1))
         return
-    table = Table("model", "kind", "versions", "platform", "batch", "inputs", "outputs")
+    table = Table("model", "kind", "versions", "skeleton", "batch")
     for one in listed:
-        table.add_row(
-            one["name"], one["kind"], ", ".join(map(str, one["versions"])), one["platform"],
-            str(one["max_batch_size"]), _tensors(one["inputs"]), _tensors(one["outputs"]),
-        )  # fmt: skip
+        versions, skeleton = ", ".join(map(str, one["versions"])), one.get("skeleton", {}).get("preset", "")
+        table.add_row(one["name"], one["kind"], versions, skeleton, str(one["max_batch_size"]))
     _output.print(table)
 
 
@@ -173,7 +171,3 @@ async def _list_models(settings: Settings) -> list[dict[str, Any]]:
         return await list_models(engine)
     finally:
         await engine.close()
-
-
-def _tensors(specs: list[dict[str, Any]]) -> str:
-    return "\n".join(f"{spec['name']} {spec['dtype']} {spec['shape']}" for spec in specs)
