@@ -11,6 +11,8 @@ from rich.console import Console
 
 app = typer.Typer(add_completion=False)
 console = Console()
+if not console.is_terminal:
+    console.width = 120  # a log has room for the table
 
 
 class _Precision(str, Enum):

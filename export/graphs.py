@@ -64,17 +64,14 @@ def export_graph(module: nn.Module, inputs: Sequence[Any], names: Sequence[str],
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without the exporter's notes on its own insides."""
-    loggers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir", "torch.onnx")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+    finally:
+        logging.disable(before)
 
 
 def _tidy(model: Any) -> None:
@@ -88,10 +85,13 @@ def _tidy(model: Any) -> None:
     for node in model.graph.node:
         node.doc_string = ""
         del node.metadata_props[:]
-    for value in (*model.graph.input, *model.graph.output):
-        shape = value.type.tensor_type.shape
-        if shape.dim and not shape.dim[0].HasField("dim_value"):
-            shape.dim[0].dim_param = BATCH
+    values = [*model.graph.input, *model.graph.output]
+    # torch gives inputs that need not be equally long a symbol each; an output's must be one of them.
+    symbols = {value.type.tensor_type.shape.dim[0].dim_param for value in model.graph.input}
+    for value in values:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in symbols - {""}:
+                dim.dim_param = BATCH
         del value.metadata_props[:]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -19,6 +20,7 @@ from export.repository import CARD, next_version, publish, staging_folder, versi
 from export.samples import load_samples
 from service.engines.base import Engine
 from service.engines.embedded import EmbeddedEngine
+from service.engines.sessions import RuntimeSettings
 from service.errors import ServiceError
 
 
@@ -67,7 +69,7 @@ def run_export(request: ExportRequest, console: Console) -> None:
 
 def differences_table(differences: Sequence[Difference]) -> Table:
     """What was compared, and how far apart it is."""
-    table = Table("model", "compared", "values", "median px", "p99 px", "largest px", "p99 score", "")
+    table = Table("model", "compared", "values", "median px", "p99 px", "largest px", "p99 score", "", box=SIMPLE)
     for d in differences:
         table.add_row(
             d.model, d.what, str(d.count), f"{d.median:.4f}", f"{d.p99:.4f}", f"{d.largest:.3f}", f"{d.score:.5f}",
@@ -123,7 +125,7 @@ def _on_engine(
     """Run a comparison on the embedded engine over a staged repository."""
 
     async def run() -> list[Difference]:
-        engine = EmbeddedEngine(repository)
+        engine = EmbeddedEngine(repository, RuntimeSettings(spinning=False))
         await engine.start()
         try:
             return await check(engine)

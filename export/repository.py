@@ -27,10 +27,14 @@ _KEEP_FILE = ".gitkeep"
 
 @contextmanager
 def staging_folder(repository: Path) -> Iterator[Path]:
-    """A new folder on the repository's file system, removed on the way out."""
-    parent = repository.resolve().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{repository.name}-export-", dir=parent))
+    """A new folder on the repository's file system, removed on the way out. Raises ExportError."""
+    # Beside the repository, where no server looks for models; a mounted repository has its own file system.
+    parent = repository if repository.is_mount() else repository.resolve().parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{repository.name}-export-", dir=parent))
+    except OSError as error:
+        raise ExportError(f"{parent} cannot be written to: {error}") from error
     try:
         yield folder
     finally:
