@@ -26,7 +26,9 @@ Rng = np.random.Generator
 BACKGROUND = -1
 # A person of whom less can be seen is placed anew: nobody would label that scrap.
 _LEAST_VISIBLE, _LEAST_PIXELS = 0.2, 24
-_ATTEMPTS = 8
+_ATTEMPTS = 12
+# Each new attempt is a little smaller, so that crowds fit.
+_SHRINK = 0.93
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def render_scene(
         seed: one number or several (``(dataset_seed, index)``).
         size: width, height in pixels, at least 16 each.
         people: how many, or the lowest and highest number. People of whom next to nothing would be seen are
-            placed elsewhere; in a picture too crowded for that they are left out.
+            placed elsewhere, and a little smaller; where that does not help either they are left out.
         stature: lowest and highest height of a standing adult, as a share of the picture's height.
         occluders: how many things stand before people, or the range.
         poses: names out of POSES to draw from; by default all, everyday ones more often.
@@ -126,8 +128,8 @@ def render_scene(
     eye_level = rng.uniform(0.6, 1.2)  # camera's height in statures: who stands farther stands higher in the picture
     placed: list[_Placed] = []
     for _ in range(count):
-        for _ in range(_ATTEMPTS):
-            tall = height * float(np.exp(rng.uniform(*np.log(stature))))
+        for attempt in range(_ATTEMPTS):
+            tall = height * float(np.exp(rng.uniform(*np.log(stature)))) * _SHRINK**attempt
             pose = draw_pose(rng, str(rng.choice(names, p=weights)), elevation)
             ground = horizon + eye_level * tall * rng.uniform(0.9, 1.1)
             if whole or rng.random() < 0.7:

@@ -15,13 +15,15 @@ from loadtest.bound import Bound
 from loadtest.pictures import rendered_pictures
 from loadtest.server import ServiceProcess
 
+pytestmark = pytest.mark.slow  # every test starts processes
+
 ROOT = Path(__file__).resolve().parents[2]
 LOCUST = [sys.executable, "-m", "locust", "-f", "loadtest/locustfile.py", "--headless", "--only-summary"]
 
 
 def run(command: list[str], repository: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "TRITONPOSE_REPOSITORY": str(repository)}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=400)
 
 
 def test_the_bound_runs_the_calls_the_pipeline_makes(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
