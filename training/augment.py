@@ -62,7 +62,7 @@ def random_crop_matrix(
     turned = rng.random() < strength.rotation_probability
     rotation = strength.rotation * rng.uniform(-1, 1) if turned else 0.0
     # The crop of one-axis extents is widened to the aspect ratio by crop_matrix, as in serving.
-    matrix = crop_matrix(center, extent * factor, size, rotation)
+    matrix = crop_matrix(center.tolist(), (extent * factor).tolist(), size, rotation)
     return matrix, bool(rng.random() < strength.flip)
 
 
@@ -95,9 +95,7 @@ def mirror(
     return np.ascontiguousarray(crop[:, ::-1]), mirrored
 
 
-def recolour(
-    crop: npt.NDArray[np.uint8], strength: Augmentation, rng: np.random.Generator
-) -> npt.NDArray[np.uint8]:
+def recolour(crop: npt.NDArray[np.uint8], strength: Augmentation, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
     """Colour, grey, blur and one erased rectangle, on uint8 [H, W, 3]."""
     if strength.colour > 0:
         # One 3x3 matrix and an offset do saturation, contrast, brightness and tint in a single pass.

@@ -76,7 +76,9 @@ class PoseRecipe(Strict):
     @model_validator(mode="after")
     def _fits(self) -> PoseRecipe:
         if self.width % 64 or self.height % 64:
-            raise ValueError(f"crop sides must be multiples of 64 (stride 4, four halvings), got {self.width}x{self.height}")
+            raise ValueError(
+                f"crop sides must be multiples of 64 (stride 4, four halvings), got {self.width}x{self.height}"
+            )
         names = [r.name for r in self.radii]
         if len(set(names)) != len(names):
             raise ValueError(f"two radii have one name: {names}")
@@ -214,7 +216,7 @@ class _Trainer:
         count = (recipe.steps - self.step) * recipe.batch * share
         keys = RepeatSampler(repeats, recipe.seed, start).take(count)[self.fabric.global_rank :: share]
         loader = DataLoader(
-            data, batch_size=recipe.batch, sampler=keys, num_workers=recipe.workers,  # type: ignore[arg-type]
+            data, batch_size=recipe.batch, sampler=keys, num_workers=recipe.workers,
             persistent_workers=recipe.workers > 0, prefetch_factor=4 if recipe.workers else None,
         )  # fmt: skip
         for batch in loader:
@@ -229,7 +231,9 @@ class _Trainer:
         maps = self.network(images)
         loss, values = pose_loss(maps, heatmap_points(points, self.plain.stride), labelled, self.recipe.radii)
         if not torch.isfinite(loss):
-            raise ValueError(f"loss is {float(loss)} at step {self.step}: lower learning_rate ({self.recipe.learning_rate})")
+            raise ValueError(
+                f"loss is {float(loss)} at step {self.step}: lower learning_rate ({self.recipe.learning_rate})"
+            )
         self.optimizer.zero_grad(set_to_none=True)
         self.fabric.backward(loss)
         self.fabric.clip_gradients(self.network, self.optimizer, max_norm=self.recipe.clip)
@@ -240,7 +244,7 @@ class _Trainer:
 
     def _watch(self, held: Sequence[PoseSample]) -> None:
         """Mean OKS of the averaged weights on people kept aside from training, by data set."""
-        network = build_pose_network(self.recipe).to(self.fabric.device, memory_format=torch.channels_last)
+        network = build_pose_network(self.recipe).to(self.fabric.device).to(memory_format=torch.channels_last)
         network.load_state_dict(self.ema.state)
         self.watched = held_out_oks(network.eval(), self.recipe, held)
         self.run.scalars(self.step, self.watched)
@@ -282,7 +286,7 @@ def held_out_oks(network: StackedHourglass, recipe: PoseRecipe, held: Sequence[P
                 continue
             # Back from crop pixels to picture pixels: one scale for both axes, so distances just divide.
             scale = crop_scale(sample.box, recipe.size)
-            sigmas = np.asarray(recipe.joints.sigmas)[labelled]
+            sigmas = [s for s, known in zip(recipe.joints.sigmas, labelled, strict=True) if known]
             answer, truth = joints[labelled, :2] * scale, item[1].double().numpy()[labelled] * scale
             value = pairwise_oks(answer[None], truth[None], max(sample.area, 1.0), sigmas)[0, 0]
             sums.setdefault(f"oks/{sample.dataset}", []).append(float(value))

@@ -31,7 +31,12 @@ class CropDataset(Dataset[tuple[Tensor, Tensor, Tensor]]):
     """
 
     def __init__(
-        self, samples: Sequence[PoseSample], skeleton: Skeleton, size: tuple[int, int], strength: Augmentation, seed: int
+        self,
+        samples: Sequence[PoseSample],
+        skeleton: Skeleton,
+        size: tuple[int, int],
+        strength: Augmentation,
+        seed: int,
     ) -> None:
         """``size``: width, height of the crops."""
         self.samples, self.skeleton, self.size = samples, skeleton, size

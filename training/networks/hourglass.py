@@ -116,9 +116,7 @@ class StackedHourglass(nn.Module):
         )
         self.hourglasses = nn.ModuleList(Hourglass(4, width, growth=growth, dense=dense) for _ in range(stacks))
         self.features = nn.ModuleList(
-            nn.Sequential(
-                Residual(width, width, dense=dense), nn.Conv2d(width, width, 1), _norm_relu(width)
-            )
+            nn.Sequential(Residual(width, width, dense=dense), nn.Conv2d(width, width, 1), _norm_relu(width))
             for _ in range(stacks)
         )
         self.outputs = nn.ModuleList(nn.Conv2d(width, outputs, 1) for _ in range(stacks))
