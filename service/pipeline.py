@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 import cv2
@@ -41,6 +42,9 @@ from service.steps import (
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
+# Arithmetic on this many people takes 0.2 ms and holds the interpreter lock throughout: a thread would add two
+# switches (5 ms each on cores that are busy inferring) and take nothing off the event loop.
+FEW_PEOPLE = 32
 # Pictures of one detector call: enough to fill a batch, few enough that their pixels do not pile up.
 _GROUP = 16
 
@@ -79,6 +83,7 @@ class PosePipeline:
         options: PoseOptions,
         stages: Stages | None = None,
         *,
+        headers: Sequence[ImageHeader] | None = None,
         keep_pixels: bool = False,
     ) -> Answer:
         """Find the people of every picture.
@@ -87,6 +92,7 @@ class PosePipeline:
             pictures: encoded pictures.
             options: validated options.
             stages: gets the seconds of each stage; None when nobody asks.
+            headers: what :meth:`read_headers` gave for these pictures, when it was called before.
             keep_pixels: hand the decoded pictures back too, for drawing.
 
         Raises:
@@ -99,9 +105,8 @@ class PosePipeline:
             pose, detector = await self.presets.find(options.model)
             options = fill_in(options, pose, detector)
             run = _Run(self, options, pose, detector, stages, keep_pixels)
-            headers = await self.off_loop(
-                read_headers, list(pictures), self._settings.max_image_bytes, self._settings.max_pixels, stages
-            )
+            if headers is None:
+                headers = await self.off_loop(self.read_headers, pictures, stages)
             answers: list[PosedPicture] = []
             for group in self._groups(headers):
                 async with self._budget.hold(sum(headers[index].pixels for index in group)):
@@ -110,6 +115,15 @@ class PosePipeline:
         except (ModelNotFound, InferenceFailed):
             self.presets.forget()
             raise
+
+    def read_headers(self, pictures: Sequence[Picture], stages: Stages) -> list[ImageHeader]:
+        """Check every picture's header before the first is decoded; for a thread of :meth:`off_loop`.
+
+        Raises:
+            InvalidImage, TooLarge, UnsupportedMedia: with the ``image_index`` of the first bad picture.
+        """
+        with stages.measure("decode"):
+            return read_headers(pictures, self._settings.max_image_bytes, self._settings.max_pixels)
 
     async def infer(self, model: str, inputs: Tensors) -> dict[str, Any]:
         """One engine call, counted."""
@@ -194,15 +208,10 @@ class _Run:
             weights = np.tile(self.weights, (len(crops.boxes), 1))
             with stages.measure("pose"):
                 outputs = await self.pipeline.infer(self.pose_model, {"crops": crops.pixels, "fusion_weights": weights})
-            people = await off_loop(
-                answer_people,
-                outputs["keypoints"],
-                crops,
-                options,
-                self.pose,
-                stages,
-                suppress=candidates is not None,
+            work = partial(
+                answer_people, outputs["keypoints"], crops, options, self.pose, stages, suppress=candidates is not None
             )
+            people = work() if len(crops.boxes) <= FEW_PEOPLE else await off_loop(work)
         height, width = opened.pixels.shape[:2]
         return PosedPicture(picture.id, width, height, people, opened.pixels if self.keep_pixels else None)
 

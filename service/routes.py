@@ -19,9 +19,10 @@ from service.bodies import Body, parse_body, read_bytes
 from service.catalogue import find_model, list_models
 from service.drawing import draw_people, encode_picture
 from service.errors import ClientGone, InvalidOption, NotFound
+from service.image_header import ImageHeader
 from service.keys import check_key
 from service.options import PoseOptions, read_options
-from service.pipeline import Answer
+from service.pipeline import FEW_PEOPLE, Answer
 from service.stages import Stages
 from service.state import Service, service_of
 
@@ -48,7 +49,7 @@ async def pose(request: Request) -> Response:
     query = request.query_params.multi_items()
     read_options(query, defaults)  # a wrong option is told before the body travels
     with service.admission.enter() as visit:
-        body = await _read_body(request, service, visit, stages)
+        body, headers = await _read_body(request, service, visit, stages)
         given = [*query, *body.options]
         options = read_options(given, defaults)
         drawn_type = _drawn_type(request, options, any(name == "format" for name, _ in given))
@@ -57,14 +58,18 @@ async def pose(request: Request) -> Response:
 
         async def work() -> bytes:
             async with visit.turn(stages):
-                answer = await service.pipeline.run(body.pictures, options, stages, keep_pixels=bool(drawn_type))
-                return await service.pipeline.off_loop(_encode, answer, drawn_type, service, stages)
+                answer = await service.pipeline.run(
+                    body.pictures, options, stages, headers=headers, keep_pixels=bool(drawn_type)
+                )
+                if drawn_type or sum(len(picture.people) for picture in answer.pictures) > FEW_PEOPLE:
+                    return await service.pipeline.off_loop(_encode, answer, drawn_type, service, stages)
+                return _encode(answer, drawn_type, service, stages)
 
         data = await finish_within(work(), service.settings.deadline_seconds, _hang_up(request))
     stages.add("total", time.perf_counter() - started)
     service.metrics.answered(stages)
-    headers = {"Server-Timing": stages.server_timing(), "Vary": "Accept"}
-    return Response(data, media_type=drawn_type or _JSON, headers=headers)
+    told = {"Server-Timing": stages.server_timing(), "Vary": "Accept"}
+    return Response(data, media_type=drawn_type or _JSON, headers=told)
 
 
 @_guarded.get("/models", summary="What is loaded")
@@ -121,16 +126,22 @@ async def page(request: Request) -> Response:
 router.include_router(_guarded)
 
 
-async def _read_body(request: Request, service: Service, visit: Visit, stages: Stages) -> Body:
+async def _read_body(
+    request: Request, service: Service, visit: Visit, stages: Stages
+) -> tuple[Body, list[ImageHeader]]:
     headers = request.headers
     try:
         with stages.measure("read"):
             data = await read_bytes(request.stream(), headers.get("content-length"), service.settings, visit.hold)
     except ClientDisconnect:
         raise ClientGone("the caller hung up while the body arrived") from None
+    return await service.pipeline.off_loop(_parse, headers.get("content-type", ""), data, service, stages)
+
+
+def _parse(content_type: str, data: bytes, service: Service, stages: Stages) -> tuple[Body, list[ImageHeader]]:
     with stages.measure("parse"):
-        content_type, most = headers.get("content-type", ""), service.settings.max_images
-        return await service.pipeline.off_loop(parse_body, content_type, data, most)
+        body = parse_body(content_type, data, service.settings.max_images)
+    return body, service.pipeline.read_headers(body.pictures, stages)
 
 
 def _drawn_type(request: Request, options: PoseOptions, format_given: bool) -> str | None:
