@@ -30,7 +30,11 @@ _ANSWER_SECONDS = 2.0
 
 
 class Readiness:
-    """Brings an engine up, keeps trying when it cannot, and knows what to tell who asks."""
+    """Brings an engine up, keeps trying when it cannot, and knows what to tell who asks.
+
+    Attributes:
+        models: names of the pose models that the rehearsal went through.
+    """
 
     def __init__(self, engine: Engine, pipeline: PosePipeline, metrics: Metrics) -> None:
         self._engine = engine
@@ -38,6 +42,7 @@ class Readiness:
         self._metrics = metrics
         self._reason: str | None = "the models are being loaded"
         self._draining = False
+        self.models: list[str] = []
         self._task: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
@@ -85,7 +90,7 @@ class Readiness:
         while self._reason is not None:
             try:
                 await self._engine.start()
-                names = await rehearse(self._pipeline)
+                self.models = await rehearse(self._pipeline)
             except ServiceError as error:
                 self._reason = error.detail
                 logger.warning("not ready, trying again in %g s: %s", _RETRY_SECONDS, error.detail)
@@ -97,7 +102,7 @@ class Readiness:
             else:
                 self._reason = None
                 self._metrics.ready.set(1)
-                logger.info("ready after %.2f s: %s", time.perf_counter() - started, ", ".join(names))
+                logger.info("ready after %.2f s: %s", time.perf_counter() - started, ", ".join(self.models))
 
 
 async def rehearse(pipeline: PosePipeline) -> list[str]:

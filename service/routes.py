@@ -23,11 +23,16 @@ from service.image_header import ImageHeader
 from service.keys import check_key
 from service.options import PoseOptions, read_options
 from service.pipeline import FEW_PEOPLE, Answer
+from service.scenes import render_scene
 from service.stages import Stages
 from service.state import Service, service_of
 
 _PAGE = Path(__file__).parent / "page" / "index.html"
 _JSON = "application/json"
+# The page is one file and talks to this service only.
+_PAGE_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; img-src data: blob:"
+)
 _PNG, _JPEG = "image/png", "image/jpeg"
 
 
@@ -95,7 +100,7 @@ async def ready(request: Request) -> Response:
     """200 when a picture went through every model and the engine still answers; else 503 with the reason."""
     service = service_of(request)
     await service.readiness.check()
-    return _json({"status": "ready", "engine": service.engine.kind, "models": await service.pipeline.presets.names()})
+    return _json({"status": "ready", "engine": service.engine.kind, "models": service.readiness.models})
 
 
 @router.get("/metrics", tags=["health"], summary="Prometheus")
@@ -120,7 +125,15 @@ async def page(request: Request) -> Response:
     html, tag = _page()
     if request.headers.get("if-none-match") == tag:
         return Response(status_code=304, headers={"ETag": tag})
-    return Response(html, media_type="text/html", headers={"ETag": tag, "Cache-Control": "no-cache"})
+    headers = {"ETag": tag, "Cache-Control": "no-cache", "Content-Security-Policy": _PAGE_POLICY}
+    return Response(html, media_type="text/html", headers=headers)
+
+
+@router.get("/sample.jpg", include_in_schema=False)
+async def sample(request: Request) -> Response:
+    """A rendered picture of people, for those who have no photo at hand."""
+    data = await service_of(request).pipeline.off_loop(_sample)
+    return Response(data, media_type=_JPEG, headers={"Cache-Control": "max-age=86400"})
 
 
 router.include_router(_guarded)
@@ -179,6 +192,12 @@ async def _hang_up(request: Request) -> None:
 def _page() -> tuple[bytes, str]:
     html = _PAGE.read_bytes()
     return html, f'"{hashlib.sha256(html).hexdigest()[:16]}"'
+
+
+@cache
+def _sample() -> bytes:
+    scene = render_scene(seed=14, size=(960, 640), people=3, stature=(0.6, 0.9), occluders=0, whole=True)
+    return encode_picture(scene.image, _JPEG)
 
 
 def _json(content: Any) -> Response:

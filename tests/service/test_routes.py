@@ -272,6 +272,8 @@ async def test_health_page_docs_and_problem_types(client: httpx.AsyncClient) -> 
     page = await client.get("/")
     assert "text/html" in page.headers["content-type"]
     assert (await client.get("/", headers={"If-None-Match": page.headers["etag"]})).status_code == 304
+    with Image.open(io.BytesIO((await client.get("/sample.jpg")).content)) as sample:
+        assert sample.format == "JPEG"
     assert (await client.get("/docs")).status_code == 200
     operation = parsed(await client.get("/openapi.json"))["paths"]["/v1/pose"]["post"]
     assert "multipart/form-data" in operation["requestBody"]["content"]
