@@ -116,7 +116,12 @@ def crop_people(image: npt.NDArray[np.uint8], matrices: Array, size: tuple[int, 
         fx, fy = image.shape[1] / source.shape[1], image.shape[0] / source.shape[0]
         to_image = np.array([[fx, 0, 0.5 * fx - 0.5], [0, fy, 0.5 * fy - 0.5], [0, 0, 1]])
         cv2.warpAffine(
-            source, (matrix @ to_image).astype(np.float64), (width, height), dst=crop,
-            flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=(0, 0, 0),
+            source,
+            (matrix @ to_image).astype(np.float64),
+            (width, height),
+            dst=crop,
+            flags=cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_CONSTANT,
+            borderValue=(0, 0, 0),
         )
     return crops

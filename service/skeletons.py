@@ -178,8 +178,16 @@ MPII16 = make_skeleton(
         "right_ankle right_knee right_hip left_hip left_knee left_ankle pelvis thorax neck head_top "
         "right_wrist right_elbow right_shoulder left_shoulder left_elbow left_wrist"
     ).split(),
-    (*_LIMBS, ("right_hip", "pelvis"), ("pelvis", "left_hip"), ("pelvis", "thorax"), ("thorax", "neck"),
-     ("neck", "head_top"), ("thorax", "left_shoulder"), ("thorax", "right_shoulder")),
+    (
+        *_LIMBS,
+        ("right_hip", "pelvis"),
+        ("pelvis", "left_hip"),
+        ("pelvis", "thorax"),
+        ("thorax", "neck"),
+        ("neck", "head_top"),
+        ("thorax", "left_shoulder"),
+        ("thorax", "right_shoulder"),
+    ),
 )
 # The union a pose network is trained on: COCO's joints, and the two that LSP and AI Challenger add.
 UNION19 = make_skeleton("union19", [*_COCO_JOINTS, "head_top", "neck"], _LIMBS + _TORSO + _FACE + _NECK)
