@@ -74,6 +74,27 @@ def test_shrinking_averages_as_pillows_box_filter() -> None:
     assert np.abs(square[: placed.inner_height].astype(int) - expected).max() <= 1
 
 
+def area_weights(length: int, target: int) -> np.ndarray:
+    """[target, length]: the share of each source pixel in each target pixel, by the overlap of their edges."""
+    edges = np.arange(target + 1) * length / target
+    pixels = np.arange(length)
+    shared = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+    return np.clip(shared, 0, None) * target / length
+
+
+@pytest.mark.parametrize("size", [(2016, 1512), (1920, 1080), (1501, 999)])
+def test_large_photographs_are_averaged_exactly(size: tuple[int, int]) -> None:
+    """Also where a whole factor is taken first, for speed (its blocks are shared by two pixels at their rims)."""
+    rng = np.random.default_rng(2)
+    small = Image.fromarray(rng.integers(0, 255, (60, 90), np.uint8))
+    grey = np.asarray(small.resize(size, Image.Resampling.BICUBIC))
+    square, placed = letterbox(np.repeat(grey[..., None], 3, 2), 256)
+    expected = area_weights(size[1], placed.inner_height) @ grey @ area_weights(size[0], placed.inner_width).T
+    difference = np.abs(square[: placed.inner_height, : placed.inner_width, 0] - expected)
+    assert difference.mean() < 1
+    assert difference.max() <= 5
+
+
 @settings(deadline=None)
 @given(st.integers(40, 300), st.integers(40, 300), st.integers(64, 200), st.integers(0, 2**32 - 1))
 def test_a_blob_lands_where_the_matrix_says(width: int, height: int, side: int, seed: int) -> None:
