@@ -43,7 +43,7 @@ class Settings(BaseSettings):
 
     max_running: int = Field(8, gt=0, description="Requests worked on at a time.")
     max_waiting: int = Field(64, ge=0, description="Requests that may wait for their turn (429 above).")
-    max_waiting_bytes: int = Field(256 * 2**20, gt=0, description="Bytes of request bodies held at a time (429 above).")
+    max_waiting_bytes: int = Field(128 * 2**20, gt=0, description="Bytes of request bodies held at a time (429 above).")
     deadline_seconds: float = Field(30.0, gt=0, description="Longest time from a whole body to its answer (504).")
     body_seconds: float = Field(30.0, gt=0, description="Longest time that a body may take to arrive (408).")
     drain_seconds: float = Field(

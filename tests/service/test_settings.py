@@ -1,0 +1,41 @@
+"""Settings: what an operator writes into the environment must hold, and mistakes must be told at the start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from service.settings import Settings
+
+
+def test_every_setting_is_explained() -> None:
+    assert all(field.description for field in Settings.model_fields.values())
+
+
+def test_the_environment_holds_and_other_variables_do_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITONPOSE_PORT", "9000")
+    monkeypatch.setenv("TRITONPOSE_REPOSITORY", "~/models")
+    monkeypatch.setenv("TRITONPOSE_DATA", "/photographs")
+    settings = Settings()
+    assert settings.port == 9000
+    assert settings.repository == Path.home() / "models"
+    assert Settings(port=9001).port == 9001, "the command line outweighs the environment"
+
+
+def test_keys_are_a_list_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITONPOSE_API_KEYS", "one, two,")
+    keys = Settings().api_keys
+    assert [key.get_secret_value() for key in keys] == ["one", "two"]
+    assert "one" not in repr(Settings())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("PORT", "http"), ("PORT", "70000"), ("MAX_IMAGES", "0"), ("DEADLINE_SECONDS", "-1"), ("LOG_LEVEL", "loud")],
+)
+def test_mistakes_are_told(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(f"TRITONPOSE_{name}", value)
+    with pytest.raises(ValidationError, match=name.lower()):
+        Settings()
