@@ -100,7 +100,6 @@ def train_detector(recipe_path: Path, output: Path, overrides: Sequence[str] = (
         # The loader draws a seed when it starts: from here, or a resumed run would sample other proposals.
         generator=torch.Generator(),
     )
-    metrics: dict[str, float] = {}
     with _progress() as progress:
         task = progress.add_task("detector", total=recipe.steps, completed=start, info="")
         began, mean_loss = time.monotonic(), 0.0
@@ -113,17 +112,16 @@ def train_detector(recipe_path: Path, output: Path, overrides: Sequence[str] = (
                 speed = (done - start) * recipe.batch_size / (time.monotonic() - began)
                 run.scalars(done, {**values, "images_per_second": speed})
                 progress.update(task, completed=done, info=f"loss {mean_loss:.3f}  {speed:.1f} img/s")
-            if measure and (done % recipe.evaluate_every == 0 or done == recipe.steps):
-                averaged = copy.deepcopy(network)
-                averaged.load_state_dict(ema.state)
-                bf16 = recipe.precision == "bf16"
-                found = detect_people(averaged, measure, recipe.network.input_size, device, bf16=bf16)
-                metrics = box_precision(measure, found)
+            if measure and done % recipe.evaluate_every == 0 and done < recipe.steps:
+                metrics = measure_average(network, ema, measure, recipe, device)
                 run.scalars(done, metrics)
                 progress.console.print(f"step {done}: loss {mean_loss:.3f} " + _listed(metrics))
             if done % recipe.save_every == 0 or done == recipe.steps:
                 state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema.state}
                 run.save({**state, "step": done})
+    metrics = measure_average(network, ema, measure, recipe, device) if measure else {}
+    run.scalars(recipe.steps, metrics)
+    print(f"step {recipe.steps} of {recipe.steps}: {_listed(metrics) or 'nothing held out to measure on'}")
     data = {source.name: len(pictures) for source, pictures in train}
     facts: dict[str, Any] = {"steps": recipe.steps, "data": data, "held_out": {"pictures": len(measure), **metrics}}
     path = run.finish("detector", {k: v.cpu() for k, v in ema.state.items()}, facts)
@@ -173,6 +171,16 @@ def train_step(
         "gradient": float(norm),
         "rate": rate,
     }
+
+
+def measure_average(
+    network: FasterRcnn, ema: Ema, pictures: Sequence[Picture], recipe: DetectorRecipe, device: torch.device
+) -> dict[str, float]:
+    """Person-box AP of the averaged weights."""
+    averaged = copy.deepcopy(network)
+    averaged.load_state_dict(ema.state)
+    bf16 = recipe.precision == "bf16"
+    return box_precision(pictures, detect_people(averaged, pictures, recipe.network.input_size, device, bf16=bf16))
 
 
 def load_sets(recipe: DetectorRecipe) -> tuple[list[tuple[CocoSet, list[PictureFile]]], list[Picture]]:

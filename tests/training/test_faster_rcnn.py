@@ -15,6 +15,7 @@ from torchvision.ops import batched_nms
 from training.networks.detection_loss import DetectorLoss, Target, ignored_by, match_anchors, rpn_loss, sample_proposals
 from training.networks.faster_rcnn import (
     HEAD_CODE,
+    NO_PROPOSAL,
     STRIDES,
     DetectorForExport,
     DetectorNetwork,
@@ -81,11 +82,22 @@ def test_suppression_is_batched_nms(apart: bool) -> None:
 
 def test_proposals_fill_a_fixed_number_of_rows_best_first(network: FasterRcnn, images: torch.Tensor) -> None:
     with torch.no_grad():
-        boxes, valid = network.propose(network.rpn(network.features(images)), SIDE, 100)
+        boxes, logits = network.propose(network.rpn(network.features(images)), SIDE, 100)
     assert boxes.shape == (5, 100, 4)
-    assert valid.any(1).all()
-    # Valid rows come before padding.
-    assert torch.equal(valid, valid.sort(dim=1, descending=True).values)
+    assert (logits[:, 0] > NO_PROPOSAL).all()
+    assert torch.equal(logits, logits.sort(dim=1, descending=True).values)
+
+
+def test_padding_has_score_zero(network: FasterRcnn, images: torch.Tensor) -> None:
+    # Every proposal suppresses all others that it touches: few are left for 20 rows.
+    network.network = SMALL.model_copy(update={"proposal_nms": 1e-6})
+    with torch.no_grad():
+        _, logits = network.propose(network.rpn(network.features(images)), SIDE, SMALL.proposals)
+        _, scores = network.detect(images)
+    padding = logits == NO_PROPOSAL
+    assert padding.any()
+    assert (scores[padding] == 0).all()
+    assert (scores[~padding] > 0).all()
 
 
 def test_pooling_reads_the_place_of_the_box_on_every_level(network: FasterRcnn) -> None:

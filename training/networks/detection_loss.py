@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 from torchvision.ops import box_iou, sigmoid_focal_loss
 
-from training.networks.faster_rcnn import HEAD_CODE, RPN_CODE, FasterRcnn, RpnOutput, encode
+from training.networks.faster_rcnn import HEAD_CODE, NO_PROPOSAL, RPN_CODE, FasterRcnn, RpnOutput, encode
 from training.recipe import Strict
 
 
@@ -124,10 +124,10 @@ def detector_loss(
     features = network.features(images)
     rpn = network.rpn(features)
     with torch.no_grad():
-        proposals, valid = network.propose(rpn, images.shape[1], loss.proposals)
+        proposals, objectness = network.propose(rpn, images.shape[1], loss.proposals)
         samples = [
-            sample_proposals(boxes[ok], target, loss)
-            for boxes, ok, target in zip(proposals, valid, targets, strict=True)
+            sample_proposals(boxes[logits > NO_PROPOSAL], target, loss)
+            for boxes, logits, target in zip(proposals, objectness, targets, strict=True)
         ]
     labels = torch.stack([s[1] for s in samples])
     wanted = torch.stack([s[2] for s in samples])
