@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -114,7 +115,11 @@ async def evaluate(recipe: EvaluationRecipe, service: AnsweringService, console:
             for source, data in zip(recipe.data, chosen, strict=True):
                 task = progress.add_task(data.name, total=len(data.images))
                 started = time.perf_counter()
-                answers = await _ask(recipe, service, data, partial(progress.advance, task))
+                options = served_options(recipe, model, source.all_labelled)
+                questions = [Question(image.id, image.path, _given_boxes(recipe, image)) for image in data.images]
+                answers = await answer_all(
+                    service, questions, options, recipe.in_flight, partial(progress.advance, task)
+                )
                 seconds = time.perf_counter() - started
                 sets.append(
                     await asyncio.to_thread(measure, recipe, model, data, answers, source.all_labelled, seconds)
@@ -171,6 +176,17 @@ def summarize(evaluation: Evaluation) -> JsonObject:
     }
 
 
+def served_options(recipe: EvaluationRecipe, model: ModelFacts, all_labelled: bool) -> PoseOptions:
+    """The options for one set: the recipe's, but no boxes under the served threshold where only PCK is measured.
+
+    PCK looks at none of them, and posing them takes several times as long as the rest.
+    """
+    options = recipe.options
+    if all_labelled or recipe.boxes == "truth":
+        return options
+    return options.model_copy(update={"box_threshold": max(options.box_threshold or 0.0, model.box_threshold)})
+
+
 def limited(data: CocoSet, limit: int | None) -> CocoSet:
     """The set with at most ``limit`` pictures, spread evenly over it. Raises EvaluationError when it has none."""
     if not data.images:
@@ -200,16 +216,10 @@ def _summarize_set(measured: Measured, recipe: EvaluationRecipe) -> JsonObject:
     return summary
 
 
-async def _ask(
-    recipe: EvaluationRecipe, service: AnsweringService, data: CocoSet, advance: Callable[[], None]
-) -> list[PictureAnswer]:
-    questions = [Question(image.id, image.path, _boxes(image) if recipe.boxes == "truth" else None)
-                 for image in data.images]  # fmt: skip
-    return await answer_all(service, questions, recipe.options, recipe.in_flight, advance)
-
-
-def _boxes(image: ImageRecord) -> np.ndarray[Any, np.dtype[np.float64]]:
-    boxes = np.array([person.box for person in labelled_people(image)]).reshape(-1, 4)
+def _given_boxes(recipe: EvaluationRecipe, image: ImageRecord) -> npt.NDArray[np.float64] | None:
+    if recipe.boxes == "detector":
+        return None
+    boxes = np.array([person.box for person in labelled_people(image)], np.float64).reshape(-1, 4)
     # The service wants a positive size, and crops at least a pixel anyway.
     boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 1.0)
     return boxes

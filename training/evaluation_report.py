@@ -7,6 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -23,6 +24,7 @@ JsonObject = dict[str, Any]
 
 # Joints of the answer that are drawn: nearly all, since it is the wrong ones that are looked for.
 _DRAWN_SCORE = 0.05
+_DRAWN_HEIGHT = 480
 
 
 def print_tables(console: Console, summary: JsonObject) -> None:
@@ -118,11 +120,22 @@ def _draw(evaluation: Evaluation, measured: Measured, index: int) -> bytes:
         (_labelled(image), measured.data.skeleton, 0.5),
         (people, model.skeleton, _DRAWN_SCORE),
     ]
+    # LSP's pictures are often no larger than a stamp.
+    factor = max(1.0, _DRAWN_HEIGHT / image.height)
+    enlarged = np.asarray(cv2.resize(pixels, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC), np.uint8)
+    height, width = enlarged.shape[:2]
     drawn = [
-        draw_people(PosedPicture(image.id, image.width, image.height, found, pixels), skeleton, threshold)
+        draw_people(PosedPicture(image.id, width, height, _enlarge(found, factor), enlarged), skeleton, threshold)
         for found, skeleton, threshold in sides
     ]
     return encode_picture(np.hstack(drawn), "image/jpeg")
+
+
+def _enlarge(people: People, factor: float) -> People:
+    """Boxes are in edge coordinates, joints are points: see :mod:`service.crops`."""
+    keypoints = people.keypoints.copy()
+    keypoints[..., :2] = (keypoints[..., :2] + 0.5) * factor - 0.5
+    return People(people.boxes * factor, people.box_scores, keypoints, people.scores)
 
 
 def _labelled(image: ImageRecord) -> People:
