@@ -12,7 +12,6 @@ import asyncio
 import itertools
 import multiprocessing
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from loadtest.pace import Round, rate
 from service.engine_choice import open_engine
 from service.engines.base import Engine, ModelMetadata, Tensors
 from service.engines.config import ModelConfig, read_repository
@@ -78,11 +78,17 @@ class Bound:
             self._process.terminate()
             self._process.join()
 
-    def run(self, seconds: float) -> float:
-        """Run the calls of all pictures in turn for that long; pictures a second."""
+    @property
+    def pid(self) -> int:
+        """Process id of the child."""
+        assert self._process.pid is not None, "the bound was not started"
+        return self._process.pid
+
+    def run(self, seconds: float) -> tuple[float, int]:
+        """Run the calls of all pictures in turn for that long; pictures a second, and pictures in all."""
         self._connection.send(seconds)
-        rate: float = self._receive()
-        return rate
+        measured: tuple[float, int] = self._receive()
+        return measured
 
     def _receive(self) -> Any:
         while not self._connection.poll(0.5):
@@ -169,26 +175,26 @@ def _serve(connection: Connection[Any, Any], pictures: list[bytes], options: dic
     connection.send(recording)
     turns = itertools.cycle(calls)
     while (seconds := connection.recv()) is not None:
-        connection.send(_rate(turns, workers, seconds))
+        connection.send(_run_round(turns, workers, seconds))
 
 
-def _rate(turns: Iterator[list[Call]], workers: int, seconds: float, lead_in: float = 0.2) -> float:
-    """Pictures a second, of those that end within ``seconds`` after a lead-in, so that no thread idles meanwhile."""
-    start = time.perf_counter() + lead_in
-    done: list[float] = []
+def _run_round(turns: Iterator[list[Call]], workers: int, seconds: float, lead_in: float = 0.2) -> tuple[float, int]:
+    """Pictures a second after a lead-in, and pictures in all."""
+    clock, done = Round(seconds, workers, lead_in), itertools.count()
 
     def work() -> None:
-        while time.perf_counter() < start + seconds:
+        while clock.goes_on():
             for session, names, feeds in next(turns):
                 session.run(names, feeds)
-            done.append(time.perf_counter())
+            next(done)
+            clock.completed()
 
     threads = [threading.Thread(target=work) for _ in range(workers)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return sum(start <= moment < start + seconds for moment in done) / seconds
+    return rate(clock.moments, workers), next(done)
 
 
 async def _record(pictures: list[bytes], options: PoseOptions) -> tuple[Recording, list[list[Call]], int]:

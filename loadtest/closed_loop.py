@@ -15,29 +15,27 @@ from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from loadtest.agreement import disagreement
+from loadtest.pace import Round, rate
 from loadtest.pictures import LoadPicture
 
 _TIMEOUT_SECONDS = 60.0
 
 
 @dataclass
-class Round:
+class Outcome:
     """What a round of load gave.
 
     Attributes:
-        seconds: length of the measured window.
-        latencies: seconds of each request that ended in the window.
+        rate: pictures a second.
+        posted: pictures answered in all, lead-in and all.
+        latencies: seconds of each request that ended after the lead-in.
         failures: what was wrong with answers, in words.
     """
 
-    seconds: float
+    rate: float = 0.0
+    posted: int = 0
     latencies: list[float] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
-
-    @property
-    def rate(self) -> float:
-        """Pictures a second."""
-        return len(self.latencies) / self.seconds
 
 
 class ClosedLoop:
@@ -61,19 +59,19 @@ class ClosedLoop:
         self._pictures, self._expected = pictures, expected
         self._known: dict[tuple[int, bytes], str | None] = {}
 
-    def run(self, clients: int, seconds: float, *, lead_in: float = 0.5) -> Round:
-        """Load for ``lead_in + seconds``; only what ends in the last ``seconds`` is counted."""
-        start = time.perf_counter() + lead_in
-        outcome = Round(seconds)
+    def run(self, clients: int, seconds: float, *, lead_in: float = 0.5) -> Outcome:
+        """Load for ``lead_in + seconds``; what ends in the lead-in is checked but not counted."""
+        clock, outcome = Round(seconds, clients, lead_in), Outcome()
         answers: list[tuple[int, int, bytes]] = []
         threads = [
-            threading.Thread(target=self._client, args=(number, clients, start, outcome, answers))
+            threading.Thread(target=self._client, args=(number, clients, clock, outcome, answers))
             for number in range(clients)
         ]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
+        outcome.rate, outcome.posted = rate(clock.moments, clients), len(answers)
         # Checked afterwards: parsing would take time from the service.
         for index, status, body in answers:
             if reason := self._check(index, status, body):
@@ -81,19 +79,16 @@ class ClosedLoop:
         return outcome
 
     def _client(
-        self, number: int, clients: int, start: float, outcome: Round, answers: list[tuple[int, int, bytes]]
+        self, number: int, clients: int, clock: Round, outcome: Outcome, answers: list[tuple[int, int, bytes]]
     ) -> None:
-        end = start + outcome.seconds
         turn = number * len(self._pictures) // clients  # clients begin at different pictures
         connection = self._connect()
         try:
-            while True:
+            while clock.goes_on():
                 index = turn % len(self._pictures)
                 turn += 1
-                sent = time.perf_counter()
-                if sent >= end:
-                    return
                 picture = self._pictures[index]
+                sent = time.perf_counter()
                 try:
                     connection.request(
                         "POST", self._path, picture.data, {"Content-Type": picture.media_type, **self._headers}
@@ -106,7 +101,7 @@ class ClosedLoop:
                     time.sleep(0.1)
                     continue
                 received = time.perf_counter()
-                if start <= received < end:
+                if clock.completed():
                     outcome.latencies.append(received - sent)
         finally:
             connection.close()
