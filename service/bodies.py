@@ -86,10 +86,15 @@ async def read_bytes(
             if len(received) > limit:
                 raise TooLarge(f"the body has more than {limit} bytes")
 
+    reading = asyncio.ensure_future(receive())
     try:
-        await asyncio.wait_for(receive(), settings.body_seconds)
-    except asyncio.TimeoutError:  # before Python 3.11 not the built-in one
-        raise RequestTimeout(f"the body did not arrive within {settings.body_seconds:g} s") from None
+        # Not wait_for: before Python 3.12 it swallows a cancellation that comes as the body ends.
+        await asyncio.wait((reading,), timeout=settings.body_seconds)
+        if not reading.done():
+            raise RequestTimeout(f"the body did not arrive within {settings.body_seconds:g} s")
+        reading.result()
+    finally:
+        reading.cancel()
     return bytes(received)
 
 

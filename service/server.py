@@ -70,6 +70,7 @@ def serve(settings: Settings) -> bool:
         timeout_graceful_shutdown=round(settings.shutdown_seconds),
     )
     logging.getLogger("uvicorn.error").setLevel("WARNING")
+    logging.getLogger("python_multipart").setLevel("ERROR")  # it warns about every broken body; the caller is told
     server = PoseServer(config, app.state.service, Console())
     server.run()
     return server.started
