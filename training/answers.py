@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from service import coco
 from service.catalogue import list_models
-from service.client import AsyncPoseClient, PoseImage
+from service.client import AsyncPoseClient, PoseImage, ProblemError
 from service.engine_choice import open_engine
 from service.engines.base import Engine
 from service.options import PoseOptions
@@ -35,6 +35,7 @@ Array = npt.NDArray[np.float64]
 
 # A service that is busy with others is asked again; its own Retry-After decides the pause.
 _RETRIES = 8
+_LATE = 504
 
 
 class EvaluationError(ValueError):
@@ -149,10 +150,18 @@ class OverHttp(AnsweringService):
         return listed
 
     async def ask(self, question: Question, data: bytes, options: PoseOptions) -> JsonObject:
-        """Raises ClientError."""
+        """Raises ClientError; EvaluationError with advice when the service's deadline passes."""
         image = PoseImage(data, question.id, None if question.boxes is None else _xywh(question.boxes))
         given = options.model_dump(exclude_none=True, exclude={"format"})
-        return await self._client.pose(image, **given)
+        try:
+            return await self._client.pose(image, **given)
+        except ProblemError as problem:
+            if problem.status != _LATE:
+                raise
+            raise EvaluationError(
+                f"{problem} for picture {question.id}: ask about fewer pictures at a time (--in-flight), or start the "
+                "service with a larger TRITONPOSE_DEADLINE_SECONDS"
+            ) from problem
 
 
 async def find_model(service: AnsweringService, name: str) -> ModelFacts:

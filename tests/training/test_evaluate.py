@@ -189,6 +189,17 @@ async def test_what_cannot_be_measured_says_why(cards: Path) -> None:
         await measure(recipe(cards))
 
 
+async def test_a_service_too_slow_for_its_deadline_brings_advice(cards: Path) -> None:
+    fake = engine()
+    app = create_app(Settings(cpu_threads=2, deadline_seconds=0.2), fake)
+    async with app.router.lifespan_context(app):
+        await app.state.service.readiness.wait()
+        fake.delay = 1.0
+        service = OverHttp("http://pose", transport=httpx.ASGITransport(app))
+        with pytest.raises(EvaluationError, match="--in-flight"):
+            await evaluate(recipe(cards), service, QUIET)
+
+
 async def test_a_limit_spreads_over_the_set(cards: Path) -> None:
     data = read_coco(recipe(cards).data[0])
     assert [image.id for image in limited(data, 2).images] == [10, 40]
