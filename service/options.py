@@ -95,6 +95,8 @@ def read_options(given: Iterable[tuple[str, object]], defaults: PoseOptions | No
     if wrong:
         raise InvalidOption("; ".join(wrong))
     if defaults is not None:
+        if not values:
+            return defaults
         values = {**defaults.model_dump(), **values}
     try:
         return PoseOptions.model_validate(values)

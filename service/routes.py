@@ -51,12 +51,13 @@ async def pose(request: Request) -> Response:
     service, stages = service_of(request), Stages()
     service.readiness.require_started()
     defaults = PoseOptions(model=service.settings.model)
-    query = request.query_params.multi_items()
-    read_options(query, defaults)  # a wrong option is told before the body travels
+    given: list[tuple[str, object]] = [*request.query_params.multi_items()]
+    options = read_options(given, defaults)  # a wrong option is told before the body travels
     with service.admission.enter() as visit:
         body, headers = await _read_body(request, service, visit, stages)
-        given = [*query, *body.options]
-        options = read_options(given, defaults)
+        if body.options:
+            given += body.options
+            options = read_options(given, defaults)
         drawn_type = _drawn_type(request, options, any(name == "format" for name, _ in given))
         if drawn_type and len(body.pictures) != 1:
             raise InvalidOption(f"format: image answers one picture, the request has {len(body.pictures)}")

@@ -16,6 +16,9 @@ from service.oks import prediction_oks
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
 
+# Up to that many boxes, all overlaps at once take less time than a row for each box kept.
+_SMALL = 64
+
 
 def iou_matrix(first: npt.ArrayLike, second: npt.ArrayLike) -> Array:
     """Intersection over union of boxes x1 y1 x2 y2: [A, 4] and [B, 4] to float64 [A, B]; 0 for empty boxes."""
@@ -37,6 +40,8 @@ def iou_nms(boxes: npt.ArrayLike, scores: npt.ArrayLike, threshold: float, limit
         limit: stop after that many; None for no limit.
     """
     corners = np.asarray(boxes, np.float64).reshape(-1, 4)
+    if len(corners) <= _SMALL:
+        return suppress(iou_matrix(corners, corners), scores, threshold)[:limit]
     order = np.argsort(-np.asarray(scores, np.float64), kind="stable")
     kept: list[int] = []
     # One row of overlaps for each box kept, not the N x N matrix: few are kept, thousands may come in.

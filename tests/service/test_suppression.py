@@ -37,10 +37,10 @@ def test_iou_of_empty_boxes_is_zero() -> None:
 
 
 @settings(deadline=None)
-@given(seeds, st.floats(0.05, 0.95))
-def test_box_nms_is_torchvisions(seed: int, threshold: float) -> None:
+@given(seeds, st.floats(0.05, 0.95), st.sampled_from([3, 40, 120]))
+def test_box_nms_is_torchvisions(seed: int, threshold: float, count: int) -> None:
     rng = np.random.default_rng(seed)
-    boxes, scores = random_boxes(rng, 40), rng.permutation(40) / 40
+    boxes, scores = random_boxes(rng, count), rng.permutation(count) / count
     expected = torchvision.ops.nms(torch.tensor(boxes), torch.tensor(scores), threshold).tolist()
     assert iou_nms(boxes, scores, threshold).tolist() == expected
     assert iou_nms(boxes, scores, threshold, limit=5).tolist() == expected[:5]
