@@ -43,7 +43,8 @@ bench: dev ## throughput of the service against the raw networks (last line JSON
 	$(BIN)/python -m loadtest.bench $(ARGS)
 
 loadtest: dev ## post pictures at a running service and check its answers (HOST, PORT)
-	$(BIN)/locust -f loadtest/locustfile.py --host "http://$(HOST):$(PORT)" $(ARGS)
+	$(BIN)/locust -f loadtest/locustfile.py --host "http://$(HOST):$(PORT)" --headless --users 4 \
+		--spawn-rate 4 --run-time 60s --only-summary $(ARGS)
 
 requirements: dev ## compile requirements/*.txt from pyproject.toml (UPGRADE=1: newest versions)
 	$(COMPILE) --group tools -o requirements/tools.txt
