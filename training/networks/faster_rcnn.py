@@ -231,7 +231,7 @@ class FasterRcnn(nn.Module):
         features = self.features(images)
         proposals, objectness = self.propose(self.rpn(features), limit, self.network.proposals)
         logits, deltas = self.refine(features, proposals)
-        # Both stages are asked: their geometric mean ranks better than the box head alone (AP50 37.8 for 35.5 on
+        # Both stages are asked: their geometric mean ranks better than the box head alone (AP50 37.8 against 35.5 on
         # held-out pictures). It is 0 for padding.
         scores = torch.sqrt(torch.sigmoid(logits) * torch.sigmoid(objectness))
         return decode(deltas, proposals, HEAD_CODE, limit), scores
