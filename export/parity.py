@@ -138,9 +138,7 @@ def reference_maps(source: PoseSource, crops: Pixels) -> list[Tensor]:
     return [torch.cat(maps) for maps in zip(*chunks, strict=True)]
 
 
-def _keypoints(
-    source: PoseSource, preset: Skeleton, maps: Sequence[Tensor], weights: npt.NDArray[np.float32]
-) -> Array:
+def _keypoints(source: PoseSource, preset: Skeleton, maps: Sequence[Tensor], weights: npt.NDArray[np.float32]) -> Array:
     rows = list(preset.indices_in(source.joints))
     fused = fuse([m[:, rows].double() for m in maps], torch.from_numpy(weights).double())
     return decode(fused, source.stride).numpy()

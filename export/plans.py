@@ -119,9 +119,7 @@ def _heads(source: PoseSource, options: PlanOptions, names: _PoseNames) -> list[
         graph = export_graph(PoseHeads(network, recipe.radii), [crops], ["crops"], [spec.name for spec in outputs])
         if options.precision == "fp16-weights":
             halve_weights(graph)
-        models.append(
-            ModelPlan(name, (names.crops,), outputs, options.pose_batch, PART, graph, NETWORK_QUEUE)
-        )
+        models.append(ModelPlan(name, (names.crops,), outputs, options.pose_batch, PART, graph, NETWORK_QUEUE))
     return models
 
 
@@ -161,9 +159,7 @@ def _preset_models(
         EnsembleStep(names.mirror, {"crops": "crops"}, {"mirrored": "mirrored"}),
         *network_steps,
         *mirrored_steps,
-        EnsembleStep(
-            names.average, _same([*names.maps(), *names.maps("mirrored")]), _same(names.maps("averaged"))
-        ),
+        EnsembleStep(names.average, _same([*names.maps(), *names.maps("mirrored")]), _same(names.maps("averaged"))),
         _fusion_step(fusion, names, "averaged"),
     ]
     inputs = (names.crops, names.weights)
