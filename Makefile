@@ -15,7 +15,7 @@ endif
 BIN := .venv/dev/bin
 # What requirements/ says must not depend on who compiled it: header and addresses.
 COMPILE = UV_CUSTOM_COMPILE_COMMAND="make requirements" $(BIN)/uv pip compile --quiet --universal --generate-hashes \
-	--python-version 3.10 --no-emit-index-url --no-emit-find-links $(if $(UPGRADE),--upgrade)
+	--python-version 3.10 $(if $(UPGRADE),--upgrade)
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test lint format bench loadtest requirements clean dev python
