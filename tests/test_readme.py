@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import shlex
 import signal
 import socket
@@ -163,13 +164,19 @@ def test_development_environment_can_be_activated() -> None:
 
 
 def test_second_start_is_quick(service: str, fresh_copy: Path) -> None:
-    """The first one, which installs, is the ``service`` fixture."""
+    """The first one, which installs, is the ``service`` fixture. Less than 5 s of CPU time to ready.
+
+    CPU time, and a wide limit on the clock: what else the machine does is not the service's fault. Start-up runs on
+    one core for the most part, so on a free machine the two are nearly the same.
+    """
     assert is_ready(service)
-    seconds = []
-    while len(seconds) < 3 and not any(taken < 5 for taken in seconds):
-        with running_service(fresh_copy) as (_, taken):
-            seconds.append(taken)
-    assert min(seconds) < 5, seconds
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    with running_service(fresh_copy) as (_, taken):
+        pass
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert spent < 5, f"{spent:.1f} s of CPU time, {taken:.1f} s by the clock"
+    assert taken < 60
 
 
 @pytest.mark.parametrize("command", commands_starting("curl"))

