@@ -7,6 +7,7 @@ names a folder of the machine that trained it.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,10 +150,10 @@ def _finish(
     lines += ["", "No picture of these data sets is part of the project. Whether weights trained on pictures under "
               "non-commercial licences may be used commercially is for the user to judge.", ""]  # fmt: skip
     lines += ["## Measured", ""]
-    for entry in metrics:
-        rows = [f"| {key} | {_number(value)} |" for key, value in _flat(entry.values)]
-        lines += [f"`{entry.name}`:", "", "| metric | value |", "|---|---|", *rows, ""]
-    if not metrics:
+    about = [entry for entry in metrics if _is_about(entry, name, options)]
+    for entry in about:
+        lines += _measured(entry)
+    if not about:
         lines += ["Not measured on its own yet; the numbers above are of people or pictures held out of training.", ""]
     lines += [
         "## Export",
@@ -175,6 +176,29 @@ def _finish(
         "",
     ]
     return "\n".join(lines)
+
+
+def _is_about(entry: Metrics, name: str, options: PlanOptions) -> bool:
+    """Whether figures belong into the card of ``name``; those that name no model belong into every card."""
+    model = entry.values.get("options", {}).get("model")
+    if model is None:
+        return True
+    return entry.values.get("boxes") == "detector" if name == options.detector else bool(model == name)
+
+
+def _measured(entry: Metrics) -> list[str]:
+    """A table of one evaluation's figures: how it was asked, then every figure of accuracy, without the times."""
+    asked = entry.values.get("options", {})
+    how = [f"boxes of the {entry.values['boxes']}"] if "boxes" in entry.values and asked else []
+    how += ["flip"] if asked.get("flip") else []
+    figures = entry.values.get("sets", entry.values)
+    rows = [
+        f"| {key} | {_number(value)} |"
+        for key, value in _flat(figures)
+        if isinstance(value, int | float) and not re.search(r"ms_per_picture|latency_ms", key)
+    ]
+    title = f"`{entry.name}`" + (f" ({', '.join(how)})" if how else "")
+    return [f"{title}:", "", "| metric | value |", "|---|---|", *rows, ""]
 
 
 def _training(kind: str, story: Mapping[str, Any], recipe: BaseModel, data: Sequence[DataSource]) -> list[str]:
@@ -244,16 +268,12 @@ def _without_paths(value: Any) -> Any:
 
 
 def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves of nested objects and lists, with dotted names."""
-    if isinstance(values, Mapping):
-        entries = [(str(key), value) for key, value in values.items()]
-    elif isinstance(values, list):
-        entries = [(str(index), value) for index, value in enumerate(values)]
-    else:
-        yield prefix, values
+    """Leaves of nested objects with dotted names; a list is one leaf, its values side by side."""
+    if not isinstance(values, Mapping):
+        yield prefix, ", ".join(map(str, values)) if isinstance(values, list) else values
         return
-    for key, value in entries:
-        yield from _flat(value, f"{prefix}.{key}" if prefix else key)
+    for key, value in values.items():
+        yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
 
 
 def _number(value: Any) -> str:
