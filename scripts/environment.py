@@ -15,6 +15,7 @@ import hashlib
 import os
 import re
 import shutil
+import ssl
 import subprocess
 import sys
 import time
@@ -72,6 +73,9 @@ def make_environment(group: str, venv: Path) -> None:
     python = venv / "bin" / "python"
     # No uv.lock, no Python from elsewhere, whatever environment is active.
     uv_environment = os.environ | {"UV_PYTHON_DOWNLOADS": "never"}
+    # Trust what the system trusts, as pip does: uv's own list lacks the authority of a company's proxy.
+    if ssl.get_default_verify_paths().cafile:
+        uv_environment.setdefault("UV_SYSTEM_CERTS", "1")
     uv_environment.pop("VIRTUAL_ENV", None)
     uv = find_uv()
 
