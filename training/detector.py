@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -30,6 +29,7 @@ from training.networks.detection_loss import DetectorLoss, Target, detector_loss
 from training.networks.faster_rcnn import DetectorNetwork, FasterRcnn
 from training.recipe import DataSource, Strict, read_recipe
 from training.run import Ema, Run, seed_everything
+from training.schedule import cosine_rate
 
 
 class DetectionSource(DataSource):
@@ -59,14 +59,6 @@ class DetectorRecipe(Strict):
     workers: int = Field(0, ge=0, description="processes that prepare samples; 0: the training process itself")
     save_every: int = Field(250, ge=1, description="steps between checkpoints")
     evaluate_every: int = Field(500, ge=1, description="steps between measurements on the held-out pictures")
-
-
-def learning_rate(step: int, recipe: DetectorRecipe) -> float:
-    """Linear warm-up, then half a cosine down to 1 % at the last step."""
-    if step < recipe.warmup_steps:
-        return recipe.learning_rate * (step + 1) / recipe.warmup_steps
-    progress = (step - recipe.warmup_steps) / max(1, recipe.steps - recipe.warmup_steps)
-    return recipe.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 def train_detector(recipe_path: Path, output: Path, overrides: Sequence[str] = (), resume: bool = False) -> Path:
@@ -104,7 +96,8 @@ def train_detector(recipe_path: Path, output: Path, overrides: Sequence[str] = (
         task = progress.add_task("detector", total=recipe.steps, completed=start, info="")
         began, mean_loss = time.monotonic(), 0.0
         for step, (images, targets) in enumerate(loader, start):
-            values = train_step(network, optimizer, images, targets, learning_rate(step, recipe), recipe, device)
+            rate = cosine_rate(step, peak=recipe.learning_rate, warmup=recipe.warmup_steps, steps=recipe.steps)
+            values = train_step(network, optimizer, images, targets, rate, recipe, device)
             ema.update(network, step)
             done = step + 1
             mean_loss += 0.02 * (values["loss"] - mean_loss) if mean_loss else values["loss"]

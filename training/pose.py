@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -30,6 +29,7 @@ from training.losses import pose_loss
 from training.networks.hourglass import StackedHourglass, normalise
 from training.recipe import DataSource, Strict, read_recipe
 from training.run import Ema, Run, seed_everything
+from training.schedule import cosine_rate
 from training.targets import Radius, activate, heatmap_points
 
 console = Console()
@@ -158,14 +158,6 @@ def _initialise(network: nn.Module, path: Path) -> None:
     console.print(f"initialised {len(fitting)} of {len(own)} tensors from {path}")
 
 
-def cosine_rate(step: int, recipe: PoseRecipe) -> float:
-    """Learning rate of a step: linear warm-up, then a cosine down to a hundredth."""
-    if step < recipe.warmup:
-        return recipe.learning_rate * (step + 1) / recipe.warmup
-    done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
-    return recipe.learning_rate * (0.01 + 0.99 * (1 + math.cos(math.pi * min(1.0, done))) / 2)
-
-
 class _Trainer:
     """State of one run: network, optimiser, average, step."""
 
@@ -224,8 +216,10 @@ class _Trainer:
 
     def _optimise(self, batch: list[Tensor]) -> dict[str, float]:
         crops, points, labelled = batch
+        recipe = self.recipe
+        rate = cosine_rate(self.step, peak=recipe.learning_rate, warmup=recipe.warmup, steps=recipe.steps)
         for group in self.optimizer.param_groups:
-            group["lr"] = cosine_rate(self.step, self.recipe)
+            group["lr"] = rate
         self.network.train()
         images = normalise(crops).contiguous(memory_format=torch.channels_last)
         maps = self.network(images)
@@ -240,7 +234,7 @@ class _Trainer:
         self.optimizer.step()
         self.step += 1
         self.ema.update(self.plain, self.step)
-        return {**values, "loss/all": float(loss.detach()), "learning_rate": cosine_rate(self.step, self.recipe)}
+        return {**values, "loss/all": float(loss.detach()), "learning_rate": rate}
 
     def _watch(self, held: Sequence[PoseSample]) -> None:
         """Mean OKS of the averaged weights on people kept aside from training, by data set."""

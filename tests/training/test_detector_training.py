@@ -17,10 +17,11 @@ import yaml
 
 from training.box_precision import box_precision
 from training.datasets.detection import Picture
-from training.detector import DetectorRecipe, learning_rate, load_sets, train_detector
+from training.detector import DetectorRecipe, load_sets, train_detector
 from training.networks.faster_rcnn import FasterRcnn
 from training.recipe import RecipeError, read_recipe
 from training.run import RunError
+from training.schedule import cosine_rate
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 5
@@ -137,7 +138,10 @@ def test_held_out_pictures_are_never_trained_on(recipe: Path) -> None:
 
 def test_rate_warms_up_and_ends_near_zero(recipe: Path) -> None:
     checked = read_recipe(recipe, DetectorRecipe, ["steps=100", "warmup_steps=10", "learning_rate=0.5"])
-    rates = [learning_rate(step, checked) for step in range(101)]
+    rates = [
+        cosine_rate(step, peak=checked.learning_rate, warmup=checked.warmup_steps, steps=checked.steps)
+        for step in range(101)
+    ]
     assert rates[0] == pytest.approx(0.05)
     assert rates[10] == pytest.approx(0.5)
     assert max(rates) == rates[10]
