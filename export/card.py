@@ -100,7 +100,7 @@ def pose_card(
     lines = [
         f"# {name}: joints of one person ({preset.name})",
         "",
-        f"Stacked hourglass (Newell et al. 2016), {network.stacks} stacks of {network.width} channels, {made_of}, "
+        f"{network.description}, {made_of}, "
         f"for {len(preset)} joints: {', '.join(preset.joints)}. Radii: {radii}; their maps are fused by a weighted "
         "product and decoded inside the graph.",
         "",

@@ -19,7 +19,7 @@ from service.engines.base import Engine
 from service.skeletons import Skeleton
 from service.suppression import iou_nms
 from training.decoding import decode, fuse
-from training.networks.hourglass import normalise
+from training.networks.base import normalise
 from training.targets import activate
 
 Array = npt.NDArray[np.float64]

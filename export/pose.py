@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from service.skeletons import Skeleton
 from training.decoding import decode, fuse
-from training.networks.hourglass import StackedHourglass, normalise
+from training.networks.base import normalise
+from training.networks.hourglass import StackedHourglass
 from training.targets import Radius, activate
 
 

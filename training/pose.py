@@ -26,22 +26,15 @@ from training.datasets.crops import CropDataset, RepeatSampler
 from training.datasets.union import PoseSample, pose_samples
 from training.decoding import decode, fuse
 from training.losses import pose_loss
-from training.networks.hourglass import StackedHourglass, normalise
+from training.networks.base import PoseNet, normalise
+from training.networks.hourglass import HourglassConfig
+from training.networks.registry import AnyNetwork
 from training.recipe import DataSource, Strict, read_recipe
 from training.run import Ema, Run, seed_everything
 from training.schedule import cosine_rate
 from training.targets import Radius, activate, heatmap_points
 
 console = Console()
-
-
-class PoseNetwork(Strict):
-    """Hyper-parameters of the stacked hourglass."""
-
-    stacks: int = Field(2, ge=1, le=8)
-    width: int = Field(256, ge=8)
-    growth: int = Field(0, ge=0)
-    dense: bool = False
 
 
 class PoseRecipe(Strict):
@@ -52,7 +45,7 @@ class PoseRecipe(Strict):
     presets: tuple[str, ...] = Field(("coco17",), description="skeletons to export; the first is the default")
     width: int = Field(192, description="of the crop, pixels")
     height: int = Field(256, description="of the crop, pixels")
-    network: PoseNetwork = PoseNetwork()
+    network: AnyNetwork = HourglassConfig()
     radii: tuple[Radius, ...] = Field(min_length=1)
     augmentation: Augmentation = Augmentation()
     min_joints: int = Field(3, ge=1)
@@ -75,9 +68,10 @@ class PoseRecipe(Strict):
 
     @model_validator(mode="after")
     def _fits(self) -> PoseRecipe:
-        if self.width % 64 or self.height % 64:
+        multiple = self.network.multiple
+        if self.width % multiple or self.height % multiple:
             raise ValueError(
-                f"crop sides must be multiples of 64 (stride 4, four halvings), got {self.width}x{self.height}"
+                f"crop sides must be multiples of {multiple} for {self.network.name}, got {self.width}x{self.height}"
             )
         names = [r.name for r in self.radii]
         if len(set(names)) != len(names):
@@ -100,16 +94,12 @@ class PoseRecipe(Strict):
         return self.width, self.height
 
 
-def build_pose_network(recipe: PoseRecipe) -> StackedHourglass:
+def build_pose_network(recipe: PoseRecipe) -> PoseNet:
     """The network a recipe describes, freshly initialised."""
-    net = recipe.network
-    return StackedHourglass(
-        len(recipe.joints), [r.name for r in recipe.radii],
-        stacks=net.stacks, width=net.width, growth=net.growth, dense=net.dense,
-    )  # fmt: skip
+    return recipe.network.build(len(recipe.joints), [r.name for r in recipe.radii])
 
 
-def load_pose_checkpoint(path: Path) -> tuple[PoseRecipe, StackedHourglass]:
+def load_pose_checkpoint(path: Path) -> tuple[PoseRecipe, PoseNet]:
     """Recipe and trained network of a ``model.pt``. Raises ValueError when it holds something else."""
     saved = torch.load(path, map_location="cpu", weights_only=True)
     if saved.get("kind") != "pose":
@@ -161,7 +151,7 @@ def _initialise(network: nn.Module, path: Path) -> None:
 class _Trainer:
     """State of one run: network, optimiser, average, step."""
 
-    def __init__(self, recipe: PoseRecipe, fabric: Fabric, network: StackedHourglass, run: Run, resume: bool) -> None:
+    def __init__(self, recipe: PoseRecipe, fabric: Fabric, network: PoseNet, run: Run, resume: bool) -> None:
         self.recipe, self.fabric, self.run = recipe, fabric, run
         self.plain = network.to(memory_format=torch.channels_last)
         self.ema = Ema(self.plain, recipe.ema)
@@ -257,7 +247,7 @@ class _Trainer:
 
 
 @torch.no_grad()
-def predict_crops(network: StackedHourglass, recipe: PoseRecipe, crops: Tensor) -> Tensor:
+def predict_crops(network: PoseNet, recipe: PoseRecipe, crops: Tensor) -> Tensor:
     """Fused and decoded joints of uint8 crops [P, H, W, 3]: [P, K, 3] x, y in crop pixels and score."""
     with torch.autocast(crops.device.type, torch.bfloat16, enabled=recipe.precision == "bf16-mixed"):
         raw = network(normalise(crops).contiguous(memory_format=torch.channels_last))[-1]
@@ -266,7 +256,7 @@ def predict_crops(network: StackedHourglass, recipe: PoseRecipe, crops: Tensor) 
     return decode(fuse(heatmaps, weights), network.stride)
 
 
-def held_out_oks(network: StackedHourglass, recipe: PoseRecipe, held: Sequence[PoseSample]) -> dict[str, float]:
+def held_out_oks(network: PoseNet, recipe: PoseRecipe, held: Sequence[PoseSample]) -> dict[str, float]:
     """Mean OKS over held-out people with their true boxes, for each data set: ``oks/<data set>``."""
     data = CropDataset(held, recipe.joints, recipe.size, NO_AUGMENTATION, recipe.seed)
     device = next(network.parameters()).device

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from training.detector import DetectorRecipe
+from training.networks.base import normalise
 from training.networks.faster_rcnn import DetectorNetwork, FasterRcnn
-from training.networks.hourglass import StackedHourglass, normalise
+from training.networks.hourglass import StackedHourglass
 from training.pose import PoseRecipe, build_pose_network
 
 NOWHERE = [{"annotations": "/nowhere/coco_train.json", "images": "/nowhere/coco_train"}]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from export.pose import FlipAverage, InferenceTrunk, PoseFusion, PoseMirror
 from service.skeletons import COCO17, LSP14, UNION19, Skeleton
-from training.networks.hourglass import normalise
+from training.networks.base import normalise
 from training.targets import gaussian_maps
 
 from .conftest import pose_recipe, random_pose_network

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from training.networks.hourglass import StackedHourglass, normalise
+from training.networks.base import normalise
+from training.networks.hourglass import StackedHourglass
 
 
 @pytest.mark.parametrize(("stacks", "millions"), [(1, 3.43), (2, 6.57), (4, 12.86), (8, 25.44)])

@@ -10,10 +10,13 @@ One trunk may carry several heads: one for each supervision radius. It knows not
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
-import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
+
+from training.networks.base import NetworkConfig, PoseNet, Unit
 
 
 def _norm_relu(channels: int) -> nn.Sequential:
@@ -77,7 +80,7 @@ class Hourglass(nn.Module):
         return out
 
 
-class StackedHourglass(nn.Module):
+class StackedHourglass(PoseNet):
     """``stacks`` hourglasses with intermediate supervision.
 
     Args:
@@ -89,8 +92,6 @@ class StackedHourglass(nn.Module):
         dense: two 3x3 convolutions in each block instead of a bottleneck.
     """
 
-    stride = 4
-
     def __init__(
         self,
         joints: int,
@@ -101,9 +102,8 @@ class StackedHourglass(nn.Module):
         growth: int = 0,
         dense: bool = False,
     ) -> None:
-        super().__init__()
-        self.joints, self.heads = joints, tuple(heads)
-        outputs = joints * len(self.heads)
+        super().__init__(joints, heads, [Unit(stack, stacks) for stack in range(stacks)])
+        outputs = self.channels
         narrow = max(width // 4, 16)
         self.stem = nn.Sequential(
             nn.Conv2d(3, narrow, 7, stride=2, padding=3),
@@ -130,14 +130,33 @@ class StackedHourglass(nn.Module):
         for stack, hourglass in enumerate(self.hourglasses):
             features = self.features[stack](hourglass(x))
             raw = self.outputs[stack](features)
-            maps.append(raw.unflatten(1, (len(self.heads), self.joints)))
+            maps.append(self.split(raw))
             if stack + 1 < len(self.hourglasses):
                 x = x + self.merge_features[stack](features) + self.merge_outputs[stack](raw)
         return maps
 
 
-def normalise(crops: Tensor) -> Tensor:
-    """uint8 crops [N, H, W, 3] RGB to the network's input: float [N, 3, H, W], ImageNet mean and deviation."""
-    mean = torch.tensor([123.675, 116.28, 103.53], device=crops.device)
-    deviation = torch.tensor([58.395, 57.12, 57.375], device=crops.device)
-    return ((crops.float() - mean) / deviation).permute(0, 3, 1, 2)
+class HourglassConfig(NetworkConfig):
+    """Hyper-parameters of the stacked hourglass; the defaults are Firefly's."""
+
+    name: Literal["hourglass"] = "hourglass"
+    stacks: int = Field(2, ge=1, le=8)
+    width: int = Field(256, ge=8)
+    growth: int = Field(0, ge=0)
+    dense: bool = False
+
+    @property
+    def multiple(self) -> int:
+        """Stride 4 and four halvings."""
+        return 64
+
+    @property
+    def description(self) -> str:
+        """For the model card."""
+        return f"Stacked hourglass (Newell et al. 2016), {self.stacks} stacks of {self.width} channels"
+
+    def build(self, joints: int, heads: Sequence[str]) -> StackedHourglass:
+        """Freshly initialised."""
+        return StackedHourglass(
+            joints, heads, stacks=self.stacks, width=self.width, growth=self.growth, dense=self.dense
+        )

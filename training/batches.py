@@ -1,0 +1,36 @@
+"""What one training step sees of its people."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PoseBatch:
+    """P crops and what is known about their joints.
+
+    Attributes:
+        crops: uint8 [P, H, W, 3] RGB.
+        points: float32 [P, K, 2], crop pixels; not looked at where ``labelled`` or ``present`` is 0.
+        labelled: float32 [P, K]; how much the joint counts: 0 where nothing is known about it.
+        present: float32 [P, K]; 0 where a labelled joint is known *not* to be there (its target is an empty map).
+        areas: float32 [P]; the person's annotated area in square crop pixels, for OKS.
+        indices: int64 [P]; the samples' numbers in their data set.
+    """
+
+    crops: Tensor
+    points: Tensor
+    labelled: Tensor
+    present: Tensor
+    areas: Tensor
+    indices: Tensor
+
+    def __len__(self) -> int:
+        return len(self.crops)
+
+    def to(self, device: torch.device) -> PoseBatch:
+        """The same batch on ``device``."""
+        return PoseBatch(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))

@@ -1,0 +1,33 @@
+"""Pose networks by name: the one list that recipes, the table of networks and export look in."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, SerializeAsAny
+
+from training.networks.base import NetworkConfig
+from training.networks.hourglass import HourglassConfig
+
+NETWORKS: dict[str, type[NetworkConfig]] = {
+    "hourglass": HourglassConfig,
+}
+
+
+def network_config(value: Any) -> NetworkConfig:
+    """A recipe's ``network`` section to the config of the network it names (the hourglass when it names none).
+
+    Raises:
+        ValueError: an unknown name, or a field that does not fit (pydantic's ValidationError is one).
+    """
+    if isinstance(value, NetworkConfig):
+        return value
+    if not isinstance(value, dict):
+        raise ValueError(f"a network is a mapping with a name, this is {type(value).__name__}")
+    name = value.get("name", "hourglass")
+    if name not in NETWORKS:
+        raise ValueError(f"unknown network {name!r}; known: {', '.join(sorted(NETWORKS))}")
+    return NETWORKS[name].model_validate(value)
+
+
+AnyNetwork = Annotated[SerializeAsAny[NetworkConfig], BeforeValidator(network_config)]
