@@ -12,8 +12,8 @@ import torch
 
 from service.skeletons import SKELETONS, Skeleton
 from training.detector import DetectorRecipe
+from training.networks.base import PoseNet
 from training.networks.faster_rcnn import FasterRcnn
-from training.networks.hourglass import StackedHourglass
 from training.pose import PoseRecipe, load_pose_checkpoint
 from training.recipe import DataSource
 from training.targets import Radius
@@ -33,7 +33,7 @@ class PoseSource:
         stories: each checkpoint's ``model.json``; empty where there is none.
     """
 
-    networks: tuple[StackedHourglass, ...]
+    networks: tuple[PoseNet, ...]
     recipes: tuple[PoseRecipe, ...]
     stories: tuple[dict[str, Any], ...]
 
@@ -110,7 +110,7 @@ def read_checkpoints(paths: Sequence[Path]) -> tuple[PoseSource | None, Detector
     Raises:
         ExportError: a file that is no checkpoint, pose checkpoints that do not fit together, two detectors.
     """
-    pose: list[tuple[PoseRecipe, StackedHourglass, dict[str, Any]]] = []
+    pose: list[tuple[PoseRecipe, PoseNet, dict[str, Any]]] = []
     detectors: list[DetectorSource] = []
     for path in paths:
         try:
