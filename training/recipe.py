@@ -46,6 +46,17 @@ class DataSource(Strict):
 R = TypeVar("R", bound=BaseModel)
 
 
+def set_field(raw: dict[str, Any], name: str, value: Any) -> None:
+    """Set ``field`` or ``field.sub`` of a raw recipe. Raises ValueError when a parent is not a section."""
+    *parents, last = name.split(".")
+    place = raw
+    for parent in parents:
+        place = place.setdefault(parent, {})
+        if not isinstance(place, dict):
+            raise ValueError(f"{parent} is not a section")
+    place[last] = value
+
+
 def read_recipe(path: Path, kind: type[R], overrides: Sequence[str] = ()) -> R:
     """Read a YAML recipe.
 
@@ -67,13 +78,10 @@ def read_recipe(path: Path, kind: type[R], overrides: Sequence[str] = ()) -> R:
         name, separator, value = override.partition("=")
         if not separator:
             raise RecipeError(f"--set {override}: write field=value")
-        *parents, last = name.split(".")
-        place = raw
-        for parent in parents:
-            place = place.setdefault(parent, {})
-            if not isinstance(place, dict):
-                raise RecipeError(f"--set {override}: {parent} is not a section")
-        place[last] = yaml.safe_load(value)
+        try:
+            set_field(raw, name, yaml.safe_load(value))
+        except ValueError as error:
+            raise RecipeError(f"--set {override}: {error}") from error
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
