@@ -8,9 +8,11 @@ from pydantic import BeforeValidator, SerializeAsAny
 
 from training.networks.base import NetworkConfig
 from training.networks.hourglass import HourglassConfig
+from training.networks.hrnet import HRNetConfig
 
 NETWORKS: dict[str, type[NetworkConfig]] = {
     "hourglass": HourglassConfig,
+    "hrnet": HRNetConfig,
 }
 
 
