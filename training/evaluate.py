@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -194,7 +194,7 @@ def limited(data: CocoSet, limit: int | None) -> CocoSet:
     if limit is None or limit >= len(data.images):
         return data
     indices = np.linspace(0, len(data.images) - 1, limit).round().astype(int)
-    return CocoSet(data.name, data.skeleton, tuple(data.images[k] for k in indices), data.repeat)
+    return replace(data, images=tuple(data.images[k] for k in indices))
 
 
 def _summarize_set(measured: Measured, recipe: EvaluationRecipe) -> JsonObject:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -35,12 +35,30 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class DataSource(Strict):
-    """One data set in COCO format."""
+Format = Literal["coco", "aic", "mpii", "lsp", "crowdpose", "ochuman"]
 
-    annotations: DataPath = Field(description="COCO-format JSON")
+
+class DataSource(Strict):
+    """One data set: where it lies, how it is read, and how its people are used."""
+
+    annotations: DataPath = Field(description="annotation file, in the data set's own form or COCO's")
     images: DataPath = Field(description="folder of its pictures")
+    format: Format = Field("coco", description="whose file it is: names of joints, visibility codes, areas")
     repeat: float = Field(1.0, gt=0, description="how often each sample counts within one epoch")
+    share: float | None = Field(
+        None, gt=0, le=1, description="part of all drawn crops that comes from this set, instead of repeat"
+    )
+    weight: float = Field(1.0, gt=0, description="how much its labels count in the loss; less for pseudo-labels")
+    select: Literal["slides", "hrnet"] | None = Field(
+        None, description="leave out people whose joints lie far from the middle of their box (training.selection)"
+    )
+    keep: DataPath | None = Field(
+        None, description="JSON list of the annotation ids to train on, as `select-hard` writes it"
+    )
+    common_with: Literal["coco17", "lsp14", "aic14", "crowdpose14", "mpii16", "union19"] | None = Field(
+        None, description="train only on the joints that this skeleton has too"
+    )
+    only_joints: tuple[str, ...] = Field((), description="train only on these joints; none for all")
 
 
 R = TypeVar("R", bound=BaseModel)

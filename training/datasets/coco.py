@@ -34,6 +34,7 @@ class PersonRecord:
         area: the annotation's area in square pixels.
         crowd: a region of people, to be ignored.
         polygons: outline as flat x, y lists; empty when unknown.
+        head: length of the head segment in pixels, PCKh's measure; None when unknown.
     """
 
     id: int
@@ -42,6 +43,7 @@ class PersonRecord:
     area: float
     crowd: bool
     polygons: tuple[tuple[float, ...], ...]
+    head: float | None = None
 
     @property
     def labelled(self) -> int:
@@ -51,7 +53,17 @@ class PersonRecord:
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """One picture and its people. ``complete`` is false where unlabelled people may be in it."""
+    """One picture and its people.
+
+    Attributes:
+        id: image id.
+        path: the file.
+        width, height: upright size in pixels.
+        complete: false where unlabelled people may be in it.
+        people: those annotated.
+        negatives: boxes (as a person's) that are known to hold nobody: a detector's false positives.
+        crowd_index: CrowdPose's measure of how people overlap, 0..1; None in other sets.
+    """
 
     id: int
     path: Path
@@ -59,16 +71,19 @@ class ImageRecord:
     height: int
     complete: bool
     people: tuple[PersonRecord, ...]
+    negatives: tuple[npt.NDArray[np.float64], ...] = ()
+    crowd_index: float | None = None
 
 
 @dataclass(frozen=True)
 class CocoSet:
-    """A whole annotation file."""
+    """A whole annotation file, of whatever format; ``source`` says how its people are to be used."""
 
     name: str
     skeleton: Skeleton
     images: tuple[ImageRecord, ...]
     repeat: float = 1.0
+    source: DataSource | None = None
 
 
 def read_coco(source: DataSource) -> CocoSet:
@@ -86,9 +101,15 @@ def read_coco(source: DataSource) -> CocoSet:
     except KeyError as error:
         raise DatasetError(f"{path}: unknown joint {error} among {joints}") from error
     people: dict[int, list[PersonRecord]] = {}
+    negatives: dict[int, list[npt.NDArray[np.float64]]] = {}
     for annotation in raw["annotations"]:
-        if annotation.get("category_id", category["id"]) == category["id"]:
-            people.setdefault(annotation["image_id"], []).append(_person(annotation, len(joints), path))
+        if annotation.get("category_id", category["id"]) != category["id"]:
+            continue
+        person = _person(annotation, len(joints), path)
+        if annotation.get("hard_negative", False):
+            negatives.setdefault(annotation["image_id"], []).append(person.box)
+        else:
+            people.setdefault(annotation["image_id"], []).append(person)
     images = tuple(
         ImageRecord(
             id=image["id"],
@@ -97,10 +118,11 @@ def read_coco(source: DataSource) -> CocoSet:
             height=image["height"],
             complete=bool(image.get("all_people_labelled", True)),
             people=tuple(people.get(image["id"], ())),
+            negatives=tuple(negatives.get(image["id"], ())),
         )
         for image in raw["images"]
     )
-    return CocoSet(path.stem, skeleton, images, source.repeat)
+    return CocoSet(path.stem, skeleton, images, source.repeat, source)
 
 
 def _person(annotation: dict[str, Any], joints: int, path: Path) -> PersonRecord:
