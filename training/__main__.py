@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
+from training.ablation_command import ablate
 from training.evaluation_command import evaluate
+from training.networks.command import networks
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train and measure tritonpose's networks.")
 
@@ -34,6 +36,8 @@ def detector(recipe: Recipe, output: Output, overrides: Overrides = [], resume: 
 
 
 app.command()(evaluate)
+app.command()(networks)
+app.command()(ablate)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,45 @@
+"""The command ``python -m training ablate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RECIPE = Path(__file__).parent / "recipes" / "ablation.yaml"
+
+
+def ablate(
+    output: Annotated[Path, typer.Option(help="Folder of the runs; what is there is not done again.")],
+    recipe: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="YAML of what to compare.")] = RECIPE,
+    only: Annotated[list[str] | None, typer.Option(help="Train only these, measure nothing; repeatable.")] = None,
+    parallel: Annotated[int, typer.Option(min=1, help="Trainings at a time.")] = 2,
+    report: Annotated[bool, typer.Option("--report", help="Only print what is measured already.")] = False,
+    markdown: Annotated[bool, typer.Option(help="Print Markdown.")] = False,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="field=value, overrides the recipe.")] = None,
+) -> None:
+    """Train and measure every row of the ablation table, and print it."""
+    from rich.console import Console
+
+    from service.errors import ServiceError
+    from training import ablation_report
+    from training.ablation import Ablation, AblationError, read_ablation
+    from training.answers import EvaluationError
+    from training.datasets.coco import DatasetError
+    from training.recipe import RecipeError
+
+    try:
+        ablation = Ablation(read_ablation(recipe, overrides or []), output)
+        if not report:
+            ablation.train(ablation.jobs(only or []), parallel)
+            if only:
+                return
+            ablation.measure()
+    except (RecipeError, AblationError, DatasetError, EvaluationError, ServiceError) as error:
+        typer.echo(f"ablate: {error}", err=True)
+        raise typer.Exit(1) from None
+    if markdown:
+        typer.echo(ablation_report.markdown(ablation))
+    else:
+        ablation_report.print_report(ablation, Console())
