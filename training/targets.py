@@ -36,7 +36,9 @@ class Radius(Strict):
 
 def heatmap_points(points: Tensor, stride: int) -> Tensor:
     """Crop pixels [..., 2] to heatmap cells, in the one convention."""
-    return torch.from_numpy(crop_to_heatmap(points.cpu().numpy(), stride)).to(points)
+    # It is affine: applied where the points are, since a copy off the GPU would wait for the whole forward pass.
+    zero, one = crop_to_heatmap([0.0, 1.0], stride).tolist()
+    return points * (one - zero) + zero
 
 
 def axis_gaussians(points: Tensor, size: tuple[int, int], sigma: float) -> tuple[Tensor, Tensor]:
