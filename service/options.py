@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from service.errors import InvalidOption
 
 Format = Literal["coco", "results", "image"]
+Suppression = Literal["hard", "soft", "soft_linear"]
 
 _MAX_WEIGHT = 8.0
 
@@ -40,6 +41,15 @@ class PoseOptions(BaseModel):
     max_people: int = Field(20, ge=1, le=200, description="Most people in one picture; the best boxes are kept.")
     nms_iou: float = Field(0.6, ge=0, le=1, description="Boxes that overlap a better one by more than this go.")
     nms_oks: float = Field(0.5, ge=0, le=1, description="Poses more similar (OKS) to a better one than this go.")
+    nms_boxes: Suppression = Field(
+        "hard",
+        description="`soft`: no box goes at once, its score becomes `score * exp(-IoU^2 / nms_iou)` for each better "
+        "one; `soft_linear`: `score * (1 - IoU)` where the IoU is above `nms_iou`. Boxes below `box_threshold` then "
+        "go; `box_score` and `score` are the lowered ones.",
+    )
+    nms_poses: Suppression = Field(
+        "hard", description="The same for poses, with OKS and `nms_oks`; `score` is the lowered one."
+    )
     rescore: bool | Literal["mean_over_0.2"] = Field(
         True,
         description="Person score: `true` box score x mean of the joint scores, `mean_over_0.2` only of joints "

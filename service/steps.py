@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 
 import numpy as np
@@ -14,12 +14,12 @@ from service.errors import InferenceFailed, ServiceError
 from service.image_header import ImageHeader, read_header
 from service.images import decode
 from service.letterbox import Letterbox, letterbox
-from service.options import PoseOptions
+from service.options import PoseOptions, Suppression
 from service.people import People, keypoints_in_image
 from service.presets import PosePreset
 from service.rescoring import rescore
 from service.stages import Stages
-from service.suppression import iou_nms, oks_nms
+from service.suppression import FLOOR, Decay, iou_nms, oks_nms, soft_iou_nms, soft_oks_nms
 
 Pixels = npt.NDArray[np.uint8]
 Array = npt.NDArray[np.float64]
@@ -111,19 +111,34 @@ def select_boxes(candidates: Candidates, placed: Letterbox, options: PoseOptions
     Args:
         candidates: its boxes in letterbox pixels, padded with score 0, and their scores.
         placed: where the picture lies in the letterbox.
-        options: ``box_threshold`` (filled in), ``nms_iou`` and ``max_people`` are used; a score of 0 is padding and
-            never kept.
+        options: ``box_threshold`` (filled in), ``nms_iou``, ``nms_boxes`` and ``max_people`` are used; a score of 0 is
+            padding and never kept.
 
     Returns:
-        float64 [P, 4] in image edge coordinates, clipped, at least a pixel wide and high; float64 [P] scores.
+        float64 [P, 4] in image edge coordinates, clipped, at least a pixel wide and high; float64 [P] scores, lowered
+        where the suppression is soft.
     """
     boxes, scores = candidates[0], np.asarray(candidates[1], np.float64)
     likely = np.flatnonzero((scores >= (options.box_threshold or 0.0)) & (scores > 0))
     in_image, scores = placed.boxes_to_image(boxes[likely]), scores[likely]
     seen = (in_image[:, 2:] - in_image[:, :2] >= 1.0).all(-1)
     in_image, scores = in_image[seen], scores[seen]
-    kept = iou_nms(in_image, scores, options.nms_iou, options.max_people)
-    return in_image[kept], scores[kept]
+    if options.nms_boxes == "hard":
+        kept = iou_nms(in_image, scores, options.nms_iou, options.max_people)
+        return in_image[kept], scores[kept]
+    kept, lowered = soft_iou_nms(
+        in_image,
+        scores,
+        options.nms_iou,
+        method=_decay(options.nms_boxes),
+        floor=max(options.box_threshold or 0.0, FLOOR),
+        limit=options.max_people,
+    )
+    return in_image[kept], lowered
+
+
+def _decay(suppression: Suppression) -> Decay:
+    return "linear" if suppression == "soft_linear" else "gaussian"
 
 
 def cut_crops(pixels: Pixels, boxes: Array, scores: Array, pose: PosePreset, stages: Stages) -> Crops:
@@ -150,12 +165,12 @@ def answer_people(
     *,
     suppress: bool,
 ) -> People:
-    """Take joints back to the picture, score the people and drop those that are posed twice.
+    """Take joints back to the picture, score the people and drop, or lower the score of, those that are posed twice.
 
     Args:
         keypoints: [P, K, 3] the model's answer, in crop pixels.
         crops: what the model saw.
-        options: ``rescore`` and ``nms_oks`` are used.
+        options: ``rescore``, ``nms_oks`` and ``nms_poses`` are used.
         pose: whose answer it is.
         stages: gets the time.
         suppress: False keeps everyone in the given order.
@@ -174,4 +189,9 @@ def answer_people(
         if not suppress:
             return people
         sigmas = pose.skeleton.sigmas
-        return people.select(oks_nms(joints, people.boxes, people.scores, sigmas, options.nms_oks))
+        if options.nms_poses == "hard":
+            return people.select(oks_nms(joints, people.boxes, people.scores, sigmas, options.nms_oks))
+        kept, lowered = soft_oks_nms(
+            joints, people.boxes, people.scores, sigmas, options.nms_oks, method=_decay(options.nms_poses)
+        )
+        return replace(people.select(kept), scores=lowered)

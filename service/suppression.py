@@ -1,12 +1,15 @@
-"""Greedy non-maximum suppression, of boxes by IoU and of poses by OKS.
+"""Non-maximum suppression of boxes by IoU and of poses by OKS: hard, or soft with decayed scores.
 
-Both keep the best by score and drop what overlaps it by *more* than the threshold (HRNet, MSPN and
-torchvision keep what is equal to it); equal scores keep the earlier one.
+Hard suppression keeps the best by score and drops what overlaps it by *more* than the threshold (HRNet, MSPN and
+torchvision keep what is equal to it). Soft suppression (Soft-NMS, Bodla et al. 2017) lowers the scores of what overlaps
+a better one and answers the lowered scores: what ranks people afterwards must be those, or nothing has happened. Equal
+scores keep the earlier one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +18,12 @@ from service.oks import prediction_oks
 
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.intp]
+Decay = Literal["gaussian", "linear"]
 
 # Up to that many boxes, all overlaps at once take less time than a row for each box kept.
 _SMALL = 64
+# Scores that soft suppression lowers below this are gone (Bodla et al. use the same).
+FLOOR = 0.001
 
 
 def iou_matrix(first: npt.ArrayLike, second: npt.ArrayLike) -> Array:
@@ -79,6 +85,107 @@ def oks_nms(
     if not len(np.asarray(scores)):
         return np.zeros(0, np.intp)
     return suppress(prediction_oks(keypoints, boxes, sigmas), scores, threshold)
+
+
+def soft_suppress(
+    similarity: npt.ArrayLike,
+    scores: npt.ArrayLike,
+    threshold: float,
+    *,
+    method: Decay = "gaussian",
+    floor: float = FLOOR,
+    limit: int | None = None,
+) -> tuple[Indices, Array]:
+    """Soft-NMS on a similarity matrix (Bodla et al. 2017).
+
+    The best that is left is taken, then the scores of all others are lowered by how similar they are to it, and so on.
+
+    Args:
+        similarity: [N, N] in 0..1.
+        scores: [N].
+        threshold: of ``gaussian`` the width sigma in ``s * exp(-similarity^2 / sigma)`` (0: whatever is similar at all
+            loses its whole score); of ``linear`` the similarity above which ``s * (1 - similarity)``.
+        method: how scores decay.
+        floor: who is lowered below is dropped; a score that nobody lowered stays, however small.
+        limit: stop after that many; None for no limit.
+
+    Returns:
+        indices kept, best first, and their lowered scores [kept], never rising.
+    """
+    matrix = np.asarray(similarity, np.float64)
+    return _soften(lambda best, left: matrix[best, left], scores, threshold, method, floor, limit)
+
+
+def soft_iou_nms(
+    boxes: npt.ArrayLike,
+    scores: npt.ArrayLike,
+    threshold: float,
+    *,
+    method: Decay = "gaussian",
+    floor: float = FLOOR,
+    limit: int | None = None,
+) -> tuple[Indices, Array]:
+    """:func:`soft_suppress` of boxes [N, 4] x1 y1 x2 y2 by their IoU."""
+    corners = np.asarray(boxes, np.float64).reshape(-1, 4)
+    if len(corners) <= _SMALL:
+        matrix = iou_matrix(corners, corners)
+        return soft_suppress(matrix, scores, threshold, method=method, floor=floor, limit=limit)
+    return _soften(
+        lambda best, left: iou_matrix(corners[best], corners[left])[0], scores, threshold, method, floor, limit
+    )
+
+
+def soft_oks_nms(
+    keypoints: npt.ArrayLike,
+    boxes: npt.ArrayLike,
+    scores: npt.ArrayLike,
+    sigmas: Sequence[float],
+    threshold: float,
+    *,
+    method: Decay = "gaussian",
+    floor: float = FLOOR,
+) -> tuple[Indices, Array]:
+    """:func:`soft_suppress` of poses; arguments as in :func:`oks_nms`.
+
+    HRNet and mmpose publish the Gaussian form with ``threshold`` as its width, but answer the scores from before.
+    """
+    if not len(np.asarray(scores)):
+        return np.zeros(0, np.intp), np.zeros(0)
+    return soft_suppress(prediction_oks(keypoints, boxes, sigmas), scores, threshold, method=method, floor=floor)
+
+
+def _soften(
+    overlaps: Callable[[np.intp, Indices], Array],
+    scores: npt.ArrayLike,
+    threshold: float,
+    method: Decay,
+    floor: float,
+    limit: int | None,
+) -> tuple[Indices, Array]:
+    """:func:`soft_suppress` with the similarities of one to the others as they are needed."""
+    left = np.array(scores, np.float64)
+    index = np.arange(len(left))
+    kept: list[np.intp] = []
+    lowered: list[float] = []
+    while len(index) and (limit is None or len(kept) < limit):
+        best = int(left.argmax())
+        kept.append(index[best])
+        lowered.append(float(left[best]))
+        index, left = np.delete(index, best), np.delete(left, best)
+        factors = _decay(overlaps(kept[-1], index), threshold, method)
+        left = left * factors
+        seen = (left >= floor) | (factors == 1)
+        index, left = index[seen], left[seen]
+    return np.array(kept, np.intp), np.array(lowered)
+
+
+def _decay(overlap: Array, threshold: float, method: Decay) -> Array:
+    """Factors in 0..1."""
+    if method == "linear":
+        return np.where(overlap > threshold, 1.0 - overlap, 1.0)
+    if threshold == 0:
+        return np.where(overlap > 0, 0.0, 1.0)
+    return np.asarray(np.exp(-(overlap**2) / threshold))
 
 
 def _areas(boxes: Array) -> Array:

@@ -25,6 +25,7 @@ def test_text_as_it_arrives_from_queries() -> None:
 def test_defaults_are_the_documented_ones() -> None:
     options = read_options([])
     assert (options.max_people, options.nms_iou, options.nms_oks) == (20, 0.6, 0.5)
+    assert (options.nms_boxes, options.nms_poses) == ("hard", "hard")
     assert options.rescore is True
     assert options.flip is False
     assert options.format == "coco"
@@ -41,6 +42,7 @@ def test_rescoring_variants_by_name() -> None:
         ("score_threshold", "nan"), ("score_threshold", "1.01"), ("box_threshold", "-0.1"), ("box_threshold", "inf"),
         ("max_people", "0"), ("max_people", "201"), ("max_people", "2.5"), ("max_people", ""), ("nms_iou", "NaN"),
         ("nms_iou", "2"), ("nms_oks", "-1"), ("nms_oks", math.nan), ("rescore", "median"), ("flip", "perhaps"),
+        ("nms_boxes", "gaussian"), ("nms_poses", "true"),
         ("fusion", ""), ("fusion", "1,,1"), ("fusion", "nan,1,1"), ("fusion", "-1,1,1"), ("fusion", "0,0,0"),
         ("fusion", "9,1,1"), ("fusion", "inf"), ("format", "xml"), ("model", ""), ("model", "x" * 101),
     ],

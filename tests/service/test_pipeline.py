@@ -13,12 +13,15 @@ from hypothesis import strategies as st
 
 from service.engines.fake import FakeEngine
 from service.errors import EngineUnavailable, InferenceFailed, InvalidImage, InvalidOption, ModelNotFound, TooLarge
+from service.oks import prediction_oks
 from service.options import PoseOptions
+from service.people import People
 from service.pipeline import PosePipeline
 from service.settings import Settings
 from service.stages import Stages
 from service.steps import Picture
-from tests.service.marked_people import SIDE, Card, card_engine, encode, paint
+from service.suppression import iou_matrix
+from tests.service.marked_people import SIDE, SKELETON, Card, card_engine, encode, paint
 
 CARDS = (Card(20, 30, 60, 120, 0.9), Card(150, 60, 80, 140, 0.7), Card(250, 10, 50, 100, 0.5))
 
@@ -117,6 +120,28 @@ async def test_options_reach_their_steps(pipeline: PosePipeline) -> None:
     assert await count(nms_iou=1.0) == 3, "OKS-NMS drops the doubles that box NMS let through"
     plain = (await pipeline.run([one(*CARDS)], PoseOptions(rescore=False))).pictures[0].people
     assert np.array_equal(plain.scores, plain.box_scores)
+
+
+async def test_soft_suppression_writes_its_scores_into_the_answer(pipeline: PosePipeline) -> None:
+    """The detector answers everybody twice; the double must stay, with a score that says that it is one."""
+
+    async def people(**options: object) -> People:
+        return (await pipeline.run([one(CARDS[0])], PoseOptions(**options))).pictures[0].people
+
+    first, double = (await people(nms_iou=1, nms_oks=1)).box_scores
+    boxes = await people(nms_boxes="soft", nms_iou=0.6, nms_oks=1, box_threshold=0.1)
+    iou = iou_matrix(boxes.boxes, boxes.boxes)[0, 1]
+    assert boxes.box_scores == pytest.approx([first, double * np.exp(-(iou**2) / 0.6)])
+    assert boxes.scores == pytest.approx(boxes.box_scores * 0.8)
+    linear = await people(nms_boxes="soft_linear", nms_iou=0.6, nms_oks=1, box_threshold=0)
+    assert linear.box_scores == pytest.approx([first, double * (1 - iou)])
+    assert len(await people(nms_boxes="soft", nms_oks=1, box_threshold=0.5)) == 1, "lowered below the threshold"
+
+    poses = await people(nms_iou=1, nms_poses="soft", nms_oks=0.4)
+    oks = prediction_oks(poses.keypoints, poses.boxes, SKELETON.sigmas)[0, 1]
+    assert oks > 0.9
+    assert poses.box_scores == pytest.approx([first, double])
+    assert poses.scores == pytest.approx(poses.box_scores * 0.8 * [1, np.exp(-(oks**2) / 0.4)])
 
 
 async def test_given_boxes_are_posed_as_they_are(pipeline: PosePipeline, engine: FakeEngine) -> None:

@@ -67,10 +67,22 @@ async def test_every_option_is_echoed_with_the_models_defaults(client: httpx.Asy
     info = parsed(await client.post("/v1/pose", files={"image": PHOTO}))["info"]
     expected = {
         "model": "pose", "score_threshold": 0.3, "box_threshold": 0.25, "max_people": 20, "nms_iou": 0.6,
-        "nms_oks": 0.5, "rescore": True, "flip": False, "fusion": "1,1", "format": "coco", "engine": "fake",
+        "nms_oks": 0.5, "nms_boxes": "hard", "nms_poses": "hard", "rescore": True, "flip": False, "fusion": "1,1",
+        "format": "coco", "engine": "fake",
         "skeleton": "card3", "detector": "person_detector",
     }  # fmt: skip
     assert expected.items() <= info.items()
+
+
+async def test_soft_suppression_over_http_lowers_scores(client: httpx.AsyncClient) -> None:
+    async def scores(query: str) -> list[float]:
+        answer = await client.post(f"/v1/pose?nms_iou=1&{query}", files={"image": PHOTO})
+        return [person["score"] for person in parsed(answer)["annotations"]]
+
+    hard, soft = await scores("nms_oks=1"), await scores("nms_oks=0.5&nms_poses=soft")
+    assert len(soft) == len(hard) > 1
+    assert max(soft) == max(hard)
+    assert sum(soft) < 0.9 * sum(hard)
 
 
 async def test_options_come_from_query_form_and_json(client: httpx.AsyncClient) -> None:

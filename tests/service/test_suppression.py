@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,17 @@ from pycocotools import mask
 
 from service.oks import prediction_oks
 from service.skeletons import COCO17
-from service.suppression import iou_matrix, iou_nms, oks_nms, suppress
+from service.suppression import (
+    FLOOR,
+    Decay,
+    iou_matrix,
+    iou_nms,
+    oks_nms,
+    soft_iou_nms,
+    soft_oks_nms,
+    soft_suppress,
+    suppress,
+)
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -75,3 +87,77 @@ def test_nobody_in_nobody_out(threshold: float) -> None:
 def test_threshold_one_keeps_even_doubles() -> None:
     boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 10.0]])
     assert iou_nms(boxes, [0.5, 0.6], 1.0).tolist() == [1, 0]
+
+
+def slow_soft_nms(
+    similarity: np.ndarray, scores: np.ndarray, threshold: float, method: Decay, floor: float
+) -> list[tuple[int, float]]:
+    """Figure 2 of Bodla et al. 2017, one pair at a time."""
+    left = dict(enumerate(scores.tolist()))
+    taken = []
+    while left:
+        best = max(left, key=lambda index: (left[index], -index))
+        taken.append((best, left.pop(best)))
+        for index in list(left):
+            overlap = float(similarity[best, index])
+            if method == "linear":
+                factor = 1 - overlap if overlap > threshold else 1.0
+            elif threshold > 0:
+                factor = math.exp(-(overlap**2) / threshold)
+            else:
+                factor = 1.0 if overlap == 0 else 0.0
+            left[index] *= factor
+            if left[index] < floor and factor < 1:
+                del left[index]
+    return taken
+
+
+@settings(deadline=None)
+@given(
+    seeds,
+    st.one_of(st.just(0.0), st.floats(0.05, 1)),
+    st.sampled_from([2, 30, 90]),
+    st.sampled_from(["gaussian", "linear"]),
+    st.sampled_from([0.0, FLOOR, 0.2]),
+)
+def test_soft_nms_is_the_papers(seed: int, threshold: float, count: int, method: Decay, floor: float) -> None:
+    rng = np.random.default_rng(seed)
+    boxes, scores = random_boxes(rng, count), rng.permutation(count) / count
+    likeness = iou_matrix(boxes, boxes)
+    expected = slow_soft_nms(likeness, scores, threshold, method, floor)
+    for limit in (None, 4):
+        for kept, lowered in (
+            soft_suppress(likeness, scores, threshold, method=method, floor=floor, limit=limit),
+            soft_iou_nms(boxes, scores, threshold, method=method, floor=floor, limit=limit),
+        ):
+            assert kept.tolist() == [index for index, _ in expected[:limit]]
+            assert np.allclose(lowered, [score for _, score in expected[:limit]], rtol=1e-9)
+            assert (np.diff(lowered) <= 0).all()
+
+
+def test_soft_oks_nms_answers_lowered_scores() -> None:
+    # Two poses of OKS 1 and one far away: the published implementations answer 0.9, 0.8, 0.7 unchanged.
+    pose = np.random.default_rng(0).uniform(0, 50, (17, 2))
+    poses, box = np.stack([pose, pose, pose + 1000]), [0, 0, 50, 50]
+    kept, lowered = soft_oks_nms(poses, [box, box, np.add(box, 1000)], [0.9, 0.8, 0.7], COCO17.sigmas, 0.5)
+    assert kept.tolist() == [0, 2, 1]
+    assert lowered == pytest.approx([0.9, 0.7, 0.8 * math.exp(-1 / 0.5)])
+
+
+def test_soft_suppression_at_sigma_zero_keeps_whom_hard_suppression_keeps() -> None:
+    rng = np.random.default_rng(3)
+    boxes, scores = random_boxes(rng, 40), rng.random(40)
+    kept, lowered = soft_iou_nms(boxes, scores, 0.0)
+    assert kept.tolist() == iou_nms(boxes, scores, 0.0).tolist()
+    assert np.array_equal(lowered, scores[kept])
+
+
+def test_soft_suppression_of_nobody() -> None:
+    assert [len(part) for part in soft_iou_nms(np.zeros((0, 4)), [], 0.5)] == [0, 0]
+    assert [len(p) for p in soft_oks_nms(np.zeros((0, 17, 3)), np.zeros((0, 4)), [], COCO17.sigmas, 0.5)] == [0, 0]
+
+
+def test_a_small_score_that_nobody_lowered_stays() -> None:
+    kept, lowered = soft_suppress([[1, 0.0], [0.0, 1]], [0.5, 1e-6], 0.5)
+    assert kept.tolist() == [0, 1]
+    assert lowered.tolist() == [0.5, 1e-6]
