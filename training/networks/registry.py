@@ -9,10 +9,14 @@ from pydantic import BeforeValidator, SerializeAsAny
 from training.networks.base import NetworkConfig
 from training.networks.hourglass import HourglassConfig
 from training.networks.hrnet import HRNetConfig
+from training.networks.mspn import MSPNConfig
+from training.networks.rsn import RSNConfig
 
 NETWORKS: dict[str, type[NetworkConfig]] = {
     "hourglass": HourglassConfig,
     "hrnet": HRNetConfig,
+    "mspn": MSPNConfig,
+    "rsn": RSNConfig,
 }
 
 
