@@ -1,15 +1,19 @@
 """Stacked hourglass (Newell et al. 2016), the pose network of Firefly (2 stacks) and Team OKS (8 stacks).
 
 The full width (256) is the definition that published results used: 3.43 / 6.57 / 12.86 / 25.44 M parameters
-for 1 / 2 / 4 / 8 stacks with 16 heads. ``dense`` blocks (two 3x3 convolutions instead of a bottleneck) and a
+for 1 / 2 / 4 / 8 stacks and 17 joints. ``dense`` blocks (two 3x3 convolutions instead of a bottleneck) and a
 narrow width make the slim form for CPUs, where few wide convolutions run faster than many thin ones.
+
+The blocks are exchangeable: whatever maps [N, inputs, H, W] to [N, outputs, H, W] may take the residual block's place,
+as Team OKS did with blocks found by a search.
 
 One trunk may carry several heads: one for each supervision radius. It knows nothing of losses or targets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 from pydantic import Field
@@ -17,6 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from training.networks.base import NetworkConfig, PoseNet, Unit
+
+# Makes a block of ``(inputs, outputs)`` channels that keeps height and width.
+Block = Callable[[int, int], nn.Module]
 
 
 def _norm_relu(channels: int) -> nn.Sequential:
@@ -54,30 +61,26 @@ class Residual(nn.Module):
 
 
 class Hourglass(nn.Module):
-    """One hourglass of ``depth`` halvings; height and width must be multiples of ``2 ** depth``.
+    """One hourglass of ``depth`` halvings; sides should be multiples of ``2 ** depth``, but odd ones are pooled down.
 
     ``growth`` channels are added at each halving (0 in the published network): a narrow top with a wide
     bottom keeps the costly fine maps cheap.
     """
 
-    def __init__(self, depth: int, channels: int, *, growth: int = 0, dense: bool = False) -> None:
+    def __init__(self, depth: int, channels: int, *, growth: int = 0, block: Block = Residual) -> None:
         super().__init__()
         deeper = channels + growth
-        self.skip = Residual(channels, channels, dense=dense)
+        self.skip = block(channels, channels)
         self.pool = nn.MaxPool2d(2)
-        self.enter = Residual(channels, deeper, dense=dense)
-        self.middle: nn.Module = (
-            Hourglass(depth - 1, deeper, growth=growth, dense=dense)
-            if depth > 1
-            else Residual(deeper, deeper, dense=dense)
-        )
-        self.leave = Residual(deeper, channels, dense=dense)
+        self.enter = block(channels, deeper)
+        self.middle = Hourglass(depth - 1, deeper, growth=growth, block=block) if depth > 1 else block(deeper, deeper)
+        self.leave = block(deeper, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] to the same shape."""
         low = self.leave(self.middle(self.enter(self.pool(x))))
-        out: Tensor = self.skip(x) + functional.interpolate(low, scale_factor=2.0, mode="nearest")
-        return out
+        skip: Tensor = self.skip(x)
+        return skip + functional.interpolate(low, size=skip.shape[-2:], mode="nearest")
 
 
 class StackedHourglass(PoseNet):
@@ -89,7 +92,9 @@ class StackedHourglass(PoseNet):
         stacks: number of hourglasses, 1 to 8.
         width: channels C of the trunk (256 as published).
         growth: channels added at each halving inside an hourglass.
-        dense: two 3x3 convolutions in each block instead of a bottleneck.
+        dense: the slim form's stem, and two 3x3 convolutions in each block instead of a bottleneck.
+        depth: halvings inside an hourglass.
+        block: what stands at the place of the residual blocks after the stem.
     """
 
     def __init__(
@@ -101,10 +106,13 @@ class StackedHourglass(PoseNet):
         width: int = 256,
         growth: int = 0,
         dense: bool = False,
+        depth: int = 4,
+        block: Block | None = None,
     ) -> None:
         super().__init__(joints, heads, [Unit(stack, stacks) for stack in range(stacks)])
         outputs = self.channels
         narrow = max(width // 4, 16)
+        block = block or partial(Residual, dense=dense)
         self.stem = nn.Sequential(
             nn.Conv2d(3, narrow, 7, stride=2, padding=3),
             _norm_relu(narrow),
@@ -114,10 +122,9 @@ class StackedHourglass(PoseNet):
             Residual(narrow if dense else width // 2, width // 2, dense=dense),
             Residual(width // 2, width, dense=dense),
         )
-        self.hourglasses = nn.ModuleList(Hourglass(4, width, growth=growth, dense=dense) for _ in range(stacks))
+        self.hourglasses = nn.ModuleList(Hourglass(depth, width, growth=growth, block=block) for _ in range(stacks))
         self.features = nn.ModuleList(
-            nn.Sequential(Residual(width, width, dense=dense), nn.Conv2d(width, width, 1), _norm_relu(width))
-            for _ in range(stacks)
+            nn.Sequential(block(width, width), nn.Conv2d(width, width, 1), _norm_relu(width)) for _ in range(stacks)
         )
         self.outputs = nn.ModuleList(nn.Conv2d(width, outputs, 1) for _ in range(stacks))
         self.merge_features = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in range(stacks - 1))
@@ -144,11 +151,12 @@ class HourglassConfig(NetworkConfig):
     width: int = Field(256, ge=8)
     growth: int = Field(0, ge=0)
     dense: bool = False
+    depth: int = Field(4, ge=1, le=6, description="halvings inside an hourglass")
 
     @property
     def multiple(self) -> int:
-        """Stride 4 and four halvings."""
-        return 64
+        """Stride 4 and ``depth`` halvings, of which the last may leave a rest: 384x288 works with the usual four."""
+        return 4 * 2 ** (self.depth - 1)
 
     @property
     def description(self) -> str:
@@ -158,5 +166,11 @@ class HourglassConfig(NetworkConfig):
     def build(self, joints: int, heads: Sequence[str]) -> StackedHourglass:
         """Freshly initialised."""
         return StackedHourglass(
-            joints, heads, stacks=self.stacks, width=self.width, growth=self.growth, dense=self.dense
+            joints,
+            heads,
+            stacks=self.stacks,
+            width=self.width,
+            growth=self.growth,
+            dense=self.dense,
+            depth=self.depth,
         )

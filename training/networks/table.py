@@ -130,8 +130,8 @@ class Row:
 
 def columns(speed: bool) -> list[str]:
     """Headers of the table."""
-    names = ["network", "M parameters", "published", "off", "GMACs", "published", "off", "val AP", "source"]
-    return [*names, "trained crops/s"] if speed else names
+    names = ["network", "M params", "published", "off", "GMACs", "published", "off", "AP", "source"]
+    return [*names, "crops/s"] if speed else names
 
 
 def _plain(value: float | None) -> str:
