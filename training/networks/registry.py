@@ -7,16 +7,20 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, SerializeAsAny
 
 from training.networks.base import NetworkConfig
+from training.networks.cpn import CPNConfig
 from training.networks.hourglass import HourglassConfig
 from training.networks.hrnet import HRNetConfig
 from training.networks.mspn import MSPNConfig
 from training.networks.rsn import RSNConfig
+from training.networks.simple_baseline import SimpleBaselineConfig
 
 NETWORKS: dict[str, type[NetworkConfig]] = {
+    "cpn": CPNConfig,
     "hourglass": HourglassConfig,
     "hrnet": HRNetConfig,
     "mspn": MSPNConfig,
     "rsn": RSNConfig,
+    "simple_baseline": SimpleBaselineConfig,
 }
 
 
