@@ -123,7 +123,7 @@ class Row:
             entry.label,
             f"{found.parameters / 1e6:.2f}", _plain(entry.parameters), _percent(parameters),
             f"{found.macs / 1e9:.2f}", published_macs, _percent(macs),
-            _plain(entry.ap), entry.source,
+            "" if entry.ap is None else f"{entry.ap:.1f}", entry.source,
         ]  # fmt: skip
         return [*cells, f"{self.speed:.1f}"] if self.speed is not None else cells
 
