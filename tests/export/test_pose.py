@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from export.pose import FlipAverage, InferenceTrunk, PoseFusion, PoseMirror
+from export.pose import FlipAverage, PoseFusion, PoseMirror
+from export.trunks import InferenceTrunk
 from service.skeletons import COCO17, LSP14, UNION19, Skeleton
 from training.networks.base import normalise
 from training.targets import gaussian_maps
