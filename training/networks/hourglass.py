@@ -16,11 +16,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
 from training.networks.base import NetworkConfig, PoseNet, Unit
+from training.networks.blocks import BlockCode, CodedBlock
 
 # Makes a block of ``(inputs, outputs)`` channels that keeps height and width.
 Block = Callable[[int, int], nn.Module]
@@ -152,6 +153,12 @@ class HourglassConfig(NetworkConfig):
     growth: int = Field(0, ge=0)
     dense: bool = False
     depth: int = Field(4, ge=1, le=6, description="halvings inside an hourglass")
+    block: str | None = Field(None, description="structure code of the blocks, as a search finds them")
+
+    @field_validator("block")
+    @classmethod
+    def _describes_a_block(cls, block: str | None) -> str | None:
+        return None if block is None else str(BlockCode.parse(block))
 
     @property
     def multiple(self) -> int:
@@ -161,7 +168,8 @@ class HourglassConfig(NetworkConfig):
     @property
     def description(self) -> str:
         """For the model card."""
-        return f"Stacked hourglass (Newell et al. 2016), {self.stacks} stacks of {self.width} channels"
+        blocks = f", blocks {self.block}" if self.block else ""
+        return f"Stacked hourglass (Newell et al. 2016), {self.stacks} stacks of {self.width} channels{blocks}"
 
     def build(self, joints: int, heads: Sequence[str]) -> StackedHourglass:
         """Freshly initialised."""
@@ -173,4 +181,5 @@ class HourglassConfig(NetworkConfig):
             growth=self.growth,
             dense=self.dense,
             depth=self.depth,
+            block=partial(CodedBlock, BlockCode.parse(self.block)) if self.block else None,
         )
