@@ -10,6 +10,7 @@ import typer
 from training.ablation_command import ablate
 from training.evaluation_command import evaluate
 from training.networks.command import networks
+from training.selection_command import select_data, select_hard
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train and measure tritonpose's networks.")
 
@@ -37,7 +38,23 @@ def detector(recipe: Recipe, output: Output, overrides: Overrides = [], resume: 
 
 app.command()(evaluate)
 app.command()(networks)
+app.command()(select_data)
+app.command()(select_hard)
 app.command()(ablate)
+
+
+@app.command()
+def search(
+    recipe: Recipe,
+    output: Output,
+    overrides: Overrides = [],  # noqa: B006
+    resume: Resume = False,
+    random: Annotated[bool, typer.Option("--random", help="draw random blocks, to compare with")] = False,
+) -> None:
+    """Search for a network block by Q-learning."""
+    from training.search import search_blocks
+
+    search_blocks(recipe, output, overrides, resume=resume, random=random)
 
 
 if __name__ == "__main__":
