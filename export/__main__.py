@@ -29,7 +29,9 @@ def export(
     keep: Annotated[int, typer.Option(min=1, help="versions kept of each model")] = 2,
     precision: Annotated[_Precision, typer.Option(help="how weights are stored")] = _Precision.FP16_WEIGHTS,
     score_threshold: Annotated[float, typer.Option(min=0, max=1, help="joint score from which v is 2")] = 0.2,
-    box_threshold: Annotated[float, typer.Option(min=0, max=1, help="lowest detector score kept")] = 0.3,
+    box_threshold: Annotated[
+        float | None, typer.Option(min=0, max=1, help="lowest detector score kept; default: the recipe's")
+    ] = None,
     check_data: Annotated[
         tuple[Path, Path] | None,
         typer.Option(help="COCO-format annotations and their picture folder; else the recipe's data, else rendered"),

@@ -125,8 +125,7 @@ def detector_card(
     lines = [
         f"# {options.detector}: boxes of people",
         "",
-        f"Faster R-CNN (Ren et al. 2015) with a feature pyramid (Lin et al. 2017) and RoIAlign (He et al. 2017) on a "
-        f"{source.recipe.network.backbone} backbone. Boxes come before the final suppression.",
+        f"{source.recipe.network.description}. Boxes come before the final suppression.",
         "",
         "| tensor | type | shape |",
         "|---|---|---|",

@@ -13,7 +13,7 @@ import torch
 from service.skeletons import SKELETONS, Skeleton
 from training.detector import DetectorRecipe
 from training.networks.base import PoseNet
-from training.networks.faster_rcnn import FasterRcnn
+from training.networks.detector_base import Detector
 from training.pose import PoseRecipe, load_pose_checkpoint
 from training.recipe import DataSource
 from training.targets import Radius
@@ -86,7 +86,7 @@ class PoseSource:
 class DetectorSource:
     """A trained person detector, its recipe, and its ``model.json`` (empty where there is none)."""
 
-    network: FasterRcnn
+    network: Detector
     recipe: DetectorRecipe
     story: dict[str, Any]
 
@@ -123,7 +123,7 @@ def read_checkpoints(paths: Sequence[Path]) -> tuple[PoseSource | None, Detector
                 pose.append((*load_pose_checkpoint(path), read_story(path)))
             elif kind == "detector":
                 recipe = DetectorRecipe.model_validate(saved["recipe"])
-                network = FasterRcnn(recipe.network)
+                network = recipe.network.build()
                 network.load_state_dict(saved["weights"])
                 detectors.append(DetectorSource(network.eval(), recipe, read_story(path)))
             else:

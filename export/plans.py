@@ -15,7 +15,7 @@ from export.pose import FlipAverage, PoseFusion, PoseHeads, PoseMirror
 from service.crops import PADDING
 from service.engines.base import TensorSpec
 from service.skeletons import Skeleton
-from training.networks.faster_rcnn import DetectorForExport
+from training.networks.detector_base import DetectorForExport
 
 Precision = Literal["fp32", "fp16-weights"]
 PART = {"kind": "part"}
@@ -32,7 +32,7 @@ class PlanOptions:
         detector: name of the person detector, also of the one the pose ensembles ask for.
         precision: how weights are stored; the arithmetic is float32 either way.
         score_threshold: joint score from which ``v`` is 2, unless a request says otherwise.
-        box_threshold: lowest detector score that is kept, unless a request says otherwise.
+        box_threshold: lowest detector score that is kept, unless a request says otherwise; None for the recipe's.
         pose_batch, detector_batch: ``max_batch_size``.
     """
 
@@ -40,7 +40,7 @@ class PlanOptions:
     detector: str = "person_detector"
     precision: Precision = "fp16-weights"
     score_threshold: float = 0.2
-    box_threshold: float = 0.3
+    box_threshold: float | None = None
     pose_batch: int = 64
     detector_batch: int = 8
 
@@ -57,6 +57,7 @@ class PosePlan:
 def plan_detector(source: DetectorSource, options: PlanOptions) -> ModelPlan:
     """The detector's one model."""
     side, count = source.side, source.recipe.network.proposals
+    threshold = source.recipe.box_threshold if options.box_threshold is None else options.box_threshold
     images = torch.zeros(_EXAMPLE, side, side, 3, dtype=torch.uint8)
     graph = export_graph(DetectorForExport(source.network), [images], ["images"], ["boxes", "scores"])
     if options.precision == "fp16-weights":
@@ -66,7 +67,7 @@ def plan_detector(source: DetectorSource, options: PlanOptions) -> ModelPlan:
         inputs=(TensorSpec("images", "uint8", (side, side, 3)),),
         outputs=(TensorSpec("boxes", "float32", (count, 4)), TensorSpec("scores", "float32", (count,))),
         max_batch=options.detector_batch,
-        parameters={"kind": "detector", "input_size": str(side), "box_threshold": f"{options.box_threshold:g}"},
+        parameters={"kind": "detector", "input_size": str(side), "box_threshold": f"{threshold:g}"},
         graph=graph,
         queue=NETWORK_QUEUE,
     )

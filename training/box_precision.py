@@ -18,14 +18,14 @@ from torchvision.ops import nms
 
 from service.letterbox import letterbox
 from training.datasets.detection import Boxes, Picture
-from training.networks.faster_rcnn import FasterRcnn
+from training.networks.detector_base import Detector
 
 Found = tuple[Boxes, Boxes]
 
 
 @torch.no_grad()
 def detect_people(
-    network: FasterRcnn, pictures: Sequence[Picture], side: int, device: torch.device, *, bf16: bool, iou: float = 0.6
+    network: Detector, pictures: Sequence[Picture], side: int, device: torch.device, *, bf16: bool, iou: float = 0.6
 ) -> list[Found]:
     """Boxes [D, 4] x1 y1 x2 y2 in each picture's pixels and scores [D], after NMS, as float32."""
     network.eval()

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from training.box_precision import box_precision, detect_people
-from training.datasets.coco import CocoSet, read_coco
 from training.datasets.detection import (
     DetectionAugmentation,
     DetectionDataset,
@@ -25,8 +24,12 @@ from training.datasets.detection import (
     held_out,
     load_picture,
 )
+from training.datasets.objects import BoxSet, read_boxes
 from training.networks.detection_loss import DetectorLoss, Target, detector_loss
+from training.networks.detector_base import Detector
+from training.networks.detectors import AnyDetector
 from training.networks.faster_rcnn import DetectorNetwork, FasterRcnn
+from training.networks.torchvision_detectors import TorchvisionDetector
 from training.recipe import DataSource, Strict, read_recipe
 from training.run import Ema, Run, seed_everything
 from training.schedule import cosine_rate
@@ -37,6 +40,13 @@ class DetectionSource(DataSource):
 
     all_labelled: bool = Field(True, description="false: pictures may show people without a box, so no background")
 
+    @model_validator(mode="after")
+    def _check(self) -> DetectionSource:
+        for name in ("share", "weight", "select", "keep", "common_with", "only_joints"):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} says how crops are drawn; a detector's pictures know repeat alone")
+        return self
+
 
 class DetectorRecipe(Strict):
     """All that a detector's training depends on."""
@@ -44,8 +54,8 @@ class DetectorRecipe(Strict):
     seed: int = 0
     train: tuple[DetectionSource, ...] = Field(min_length=1)
     held_out: float = Field(0.06, ge=0, lt=1, description="share of the first set kept for measuring while training")
-    network: DetectorNetwork = DetectorNetwork()
-    loss: DetectorLoss = DetectorLoss()
+    network: AnyDetector = DetectorNetwork()
+    loss: DetectorLoss = Field(DetectorLoss(), description="of our own network; torchvision's have theirs in network")
     augmentation: DetectionAugmentation = DetectionAugmentation()
     batch_size: int = Field(16, ge=1)
     steps: int = Field(ge=1)
@@ -59,6 +69,13 @@ class DetectorRecipe(Strict):
     workers: int = Field(0, ge=0, description="processes that prepare samples; 0: the training process itself")
     save_every: int = Field(250, ge=1, description="steps between checkpoints")
     evaluate_every: int = Field(500, ge=1, description="steps between measurements on the held-out pictures")
+    box_threshold: float = Field(0.3, ge=0, le=1, description="lowest score of a box that is served by default")
+
+    @model_validator(mode="after")
+    def _check(self) -> DetectorRecipe:
+        if self.loss != DetectorLoss() and not isinstance(self.network, DetectorNetwork):
+            raise ValueError(f"loss is for the network faster_rcnn; {self.network.name} has its thresholds in network")
+        return self
 
 
 def train_detector(recipe_path: Path, output: Path, overrides: Sequence[str] = (), resume: bool = False) -> Path:
@@ -71,14 +88,17 @@ def train_detector(recipe_path: Path, output: Path, overrides: Sequence[str] = (
     seed_everything(recipe.seed)
     device = pick_device(recipe.device)
     run = Run(output, recipe, resume=resume)
-    network = FasterRcnn(recipe.network).to(device).to(memory_format=torch.channels_last)
+    network = recipe.network.build().to(device).to(memory_format=torch.channels_last)
     optimizer = make_optimizer(network, recipe)
-    ema = Ema(network, recipe.ema_decay)
     start = 0
     state = run.load() if resume else None
-    if state is not None:
+    if state is None:
+        recipe.network.initialise(network)
+        ema = Ema(network, recipe.ema_decay)
+    else:
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
+        ema = Ema(network, recipe.ema_decay)
         ema.state = {name: value.to(device) for name, value in state["ema"].items()}
         start = int(state["step"])
     train, measure = load_sets(recipe)
@@ -129,16 +149,27 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def make_optimizer(network: FasterRcnn, recipe: DetectorRecipe) -> torch.optim.AdamW:
-    """AdamW; biases and batch-norm are not decayed."""
-    decayed = [p for p in network.parameters() if p.ndim > 1]
-    free = [p for p in network.parameters() if p.ndim <= 1]
+def make_optimizer(network: nn.Module, recipe: DetectorRecipe) -> torch.optim.AdamW:
+    """AdamW for what learns; biases and batch-norm are not decayed."""
+    learning = [p for p in network.parameters() if p.requires_grad]
+    decayed = [p for p in learning if p.ndim > 1]
+    free = [p for p in learning if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": free, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=recipe.learning_rate)
 
 
+def detection_loss(
+    network: Detector, images: Tensor, targets: list[Target], recipe: DetectorRecipe
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Total loss of a batch, and its parts: our rules for our network, torchvision's for its own."""
+    if isinstance(network, TorchvisionDetector):
+        return network.losses(images, targets)
+    assert isinstance(network, FasterRcnn)
+    return detector_loss(network, images, targets, recipe.loss)
+
+
 def train_step(
-    network: FasterRcnn,
+    network: Detector,
     optimizer: torch.optim.Optimizer,
     images: Tensor,
     targets: list[Target],
@@ -151,9 +182,9 @@ def train_step(
     for group in optimizer.param_groups:
         group["lr"] = rate
     images = images.to(device, non_blocking=True)
-    targets = [Target(t.people.to(device), t.ignored.to(device)) for t in targets]
+    targets = [target.to(device) for target in targets]
     with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-        total, parts = detector_loss(network, images, targets, recipe.loss)
+        total, parts = detection_loss(network, images, targets, recipe)
     optimizer.zero_grad(set_to_none=True)
     total.backward()
     norm = torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_gradient)
@@ -167,7 +198,7 @@ def train_step(
 
 
 def measure_average(
-    network: FasterRcnn, ema: Ema, pictures: Sequence[Picture], recipe: DetectorRecipe, device: torch.device
+    network: Detector, ema: Ema, pictures: Sequence[Picture], recipe: DetectorRecipe, device: torch.device
 ) -> dict[str, float]:
     """Person-box AP of the averaged weights."""
     averaged = copy.deepcopy(network)
@@ -176,22 +207,22 @@ def measure_average(
     return box_precision(pictures, detect_people(averaged, pictures, recipe.network.input_size, device, bf16=bf16))
 
 
-def load_sets(recipe: DetectorRecipe) -> tuple[list[tuple[CocoSet, list[PictureFile]]], list[Picture]]:
+def load_sets(recipe: DetectorRecipe) -> tuple[list[tuple[BoxSet, list[PictureFile]]], list[Picture]]:
     """Training pictures of each set, and the fully labelled pictures of the first set that are held out."""
-    train: list[tuple[CocoSet, list[PictureFile]]] = []
+    train: list[tuple[BoxSet, list[PictureFile]]] = []
     measure: list[Picture] = []
     for index, source in enumerate(recipe.train):
-        coco = read_coco(source)
+        data = read_boxes(source, every_category=recipe.network.every_category)
         share = recipe.held_out if index == 0 else 0.0
         longest, side = recipe.augmentation.cache_side, recipe.network.input_size
-        kept = [r for r in coco.images if not held_out(r, share) and any(not p.crowd for p in r.people)]
+        kept = [r for r in data.images if not held_out(r, share) and len(r.boxes)]
         files = [PictureFile(r, longest, side, all_labelled=source.all_labelled) for r in kept]
         if recipe.workers:
             # Decoded before the workers start, so that they share the memory.
             for file in files:
                 file()
-        train.append((coco, files))
-        measure += [load_picture(r, longest, side) for r in coco.images if held_out(r, share) and r.complete]
+        train.append((data, files))
+        measure += [load_picture(r, longest, side) for r in data.images if held_out(r, share) and r.complete]
     return train, measure
 
 

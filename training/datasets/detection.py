@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 
 from service.letterbox import GREY
 from training.datasets.coco import CocoSet, ImageRecord, read_rgb
+from training.datasets.objects import PERSON, BoxRecord, BoxSet, people_boxes
 from training.networks.detection_loss import Target
 from training.recipe import Strict
 
@@ -47,36 +48,56 @@ class DetectionAugmentation(Strict):
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture in memory: RGB [H, W, 3], people [G, 4] and crowds [C, 4] in its pixels, scale to the letterbox."""
+    """One picture in memory.
+
+    Attributes:
+        image: RGB uint8 [H, W, 3].
+        boxes: [G, 4] in its pixels.
+        crowds: [C, 4] regions to be ignored.
+        complete: false where things may be in it that nobody labelled.
+        to_input: scale to the letterbox.
+        labels: int64 [G] COCO category ids; None where all are people.
+    """
 
     image: Image
-    people: Boxes
+    boxes: Boxes
     crowds: Boxes
     complete: bool
     to_input: float
+    labels: npt.NDArray[np.int64] | None = None
+
+    @property
+    def categories(self) -> npt.NDArray[np.int64]:
+        """Int64 [G] COCO category ids."""
+        return np.full(len(self.boxes), PERSON, np.int64) if self.labels is None else self.labels
+
+    @property
+    def people(self) -> Boxes:
+        """Boxes of people [P, 4]."""
+        return self.boxes[self.categories == PERSON]
 
 
-def held_out(record: ImageRecord, share: float) -> bool:
+def held_out(record: ImageRecord | BoxRecord, share: float) -> bool:
     """Whether a picture is kept for measuring during training: decided by its name, so the same in every run."""
     return zlib.crc32(record.path.name.encode()) % 1000 < share * 1000
 
 
-def load_picture(record: ImageRecord, longest: int, input_size: int) -> Picture:
+def load_picture(record: ImageRecord | BoxRecord, longest: int, input_size: int) -> Picture:
     """Decode one picture, made smaller where its longest side exceeds ``longest``."""
+    known = people_boxes(record) if isinstance(record, ImageRecord) else record
     image = read_rgb(record.path)
     scale = min(1.0, longest / max(image.shape[:2]))
     if scale < 1:
         size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
         image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
     factor = np.array([image.shape[1] / record.width, image.shape[0] / record.height] * 2)
-    people = [p.box * factor for p in record.people if not p.crowd]
-    crowds = [p.box * factor for p in record.people if p.crowd]
     return Picture(
         image,
-        np.array(people, np.float32).reshape(-1, 4),
-        np.array(crowds, np.float32).reshape(-1, 4),
-        record.complete,
+        np.asarray(known.boxes * factor, np.float32),
+        np.asarray(known.crowds * factor, np.float32),
+        known.complete,
         input_size / max(image.shape[:2]),
+        known.labels,
     )
 
 
@@ -86,7 +107,9 @@ class PictureFile:
     ``all_labelled=False`` says that nobody vouches for its background, whatever the record says.
     """
 
-    def __init__(self, record: ImageRecord, longest: int, input_size: int, *, all_labelled: bool = True) -> None:
+    def __init__(
+        self, record: ImageRecord | BoxRecord, longest: int, input_size: int, *, all_labelled: bool = True
+    ) -> None:
         self._record = replace(record, complete=record.complete and all_labelled)
         self._sizes = longest, input_size
         self._picture: Picture | None = None
@@ -110,7 +133,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
 
     def __init__(
         self,
-        sets: Sequence[tuple[CocoSet, Sequence[Callable[[], Picture]]]],
+        sets: Sequence[tuple[CocoSet | BoxSet, Sequence[Callable[[], Picture]]]],
         augmentation: DetectionAugmentation,
         seed: int,
         length: int,
@@ -131,7 +154,8 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         options = self.augmentation
         side = options.size
         canvas = np.full((side, side, 3), GREY, np.uint8)
-        people: list[Boxes] = []
+        boxes: list[Boxes] = []
+        labels: list[npt.NDArray[np.int64]] = []
         ignored: list[Boxes] = []
         if rng.random() < options.mosaic:
             x, y = (int(v) for v in rng.uniform(0.3, 0.7, 2) * side)
@@ -140,24 +164,27 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         else:
             cells, scales = [(0, 0, side, side)], options.scale
         for cell in cells:
-            found, hidden = self._paste(canvas, cell, scales, rng)
-            people.append(found)
+            found, categories, hidden = self._paste(canvas, cell, scales, rng)
+            boxes.append(found)
+            labels.append(categories)
             ignored.append(hidden)
         canvas = _colour(canvas, options.colour, rng)
         return torch.from_numpy(canvas), Target(
-            torch.from_numpy(np.concatenate(people)), torch.from_numpy(np.concatenate(ignored))
+            torch.from_numpy(np.concatenate(boxes)),
+            torch.from_numpy(np.concatenate(ignored)),
+            torch.from_numpy(np.concatenate(labels)),
         )
 
     def _paste(
         self, canvas: Image, cell: tuple[int, int, int, int], scales: tuple[float, float], rng: np.random.Generator
-    ) -> tuple[Boxes, Boxes]:
-        """Fill one cell of the canvas with a random picture; returns people and ignore regions."""
+    ) -> tuple[Boxes, npt.NDArray[np.int64], Boxes]:
+        """Fill one cell of the canvas with a random picture; returns boxes, their categories, and ignore regions."""
         options = self.augmentation
         picture = self.pictures[min(int(np.searchsorted(self.cumulative, rng.random())), len(self.pictures) - 1)]()
-        if picture.complete or len(picture.people) != 1:
+        if picture.complete or len(picture.boxes) != 1:
             scale = picture.to_input * float(np.exp(rng.uniform(*np.log(scales))))
         else:
-            height = float(picture.people[0, 3] - picture.people[0, 1])
+            height = float(picture.boxes[0, 3] - picture.boxes[0, 1])
             scale = float(np.exp(rng.uniform(*np.log(options.person_height)))) / max(height, 1)
         left, top, right, bottom = cell
         source, place = [], []
@@ -184,7 +211,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
             return np.asarray(shifted + np.array([px, py, px, py], np.float32), np.float32)
 
         bounds = np.array([px, py, px + pw, py + ph], np.float32)
-        whole = moved(picture.people)
+        whole = moved(picture.boxes)
         clipped = _clip(whole, bounds)
         area, visible = _area(whole), _area(clipped)
         good = (visible >= options.min_visible * area) & (visible >= options.min_size**2)
@@ -192,7 +219,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         hidden = [clipped[~good & (visible > 0)], crowds[_area(crowds) > 0]]
         if not picture.complete:
             hidden.append(bounds[None])
-        return clipped[good], np.concatenate(hidden)
+        return clipped[good], picture.categories[good], np.concatenate(hidden)
 
 
 def _clip(boxes: Boxes, bounds: Boxes) -> Boxes:

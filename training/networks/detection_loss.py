@@ -6,8 +6,6 @@ lies mostly inside them count neither way, as pycocotools does when it measures.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from pydantic import Field
@@ -17,13 +15,30 @@ from torchvision.ops import box_iou, sigmoid_focal_loss
 from training.networks.faster_rcnn import HEAD_CODE, NO_PROPOSAL, RPN_CODE, FasterRcnn, RpnOutput, encode
 from training.recipe import Strict
 
+PERSON = 1
 
-@dataclass(frozen=True)
+
 class Target:
-    """Truth of one picture: people [G, 4] and ignore regions [I, 4], float32 x1 y1 x2 y2 in network pixels."""
+    """Truth of one picture.
 
-    people: Tensor
-    ignored: Tensor
+    Attributes:
+        boxes: float32 [G, 4] x1 y1 x2 y2 in network pixels.
+        ignored: float32 [I, 4], ignore regions.
+        labels: int64 [G], COCO's category of each box, 1 for people; all people when not given.
+    """
+
+    def __init__(self, boxes: Tensor, ignored: Tensor, labels: Tensor | None = None) -> None:
+        self.boxes, self.ignored = boxes, ignored
+        self.labels = torch.ones(len(boxes), dtype=torch.int64, device=boxes.device) if labels is None else labels
+
+    @property
+    def people(self) -> Tensor:
+        """Boxes of people [P, 4]."""
+        return self.boxes[self.labels == PERSON]
+
+    def to(self, device: torch.device) -> Target:
+        """The same on another device."""
+        return Target(self.boxes.to(device), self.ignored.to(device), self.labels.to(device))
 
 
 class DetectorLoss(Strict):

@@ -19,8 +19,10 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops import FeaturePyramidNetwork, nms, roi_align
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
+from training.networks.detector_base import Detector, DetectorConfig, DetectorForExport
 from training.networks.resnet import LightResNet
-from training.recipe import Strict
+
+__all__ = ["DetectorForExport", "DetectorNetwork", "FasterRcnn", "RpnOutput", "decode", "encode", "suppress"]
 
 STRIDES = (8, 16, 32, 64)
 # Pixels are centred and scaled inside the network, so that whoever calls it sends plain uint8 RGB.
@@ -34,9 +36,10 @@ RPN_CODE = (1.0, 1.0, 1.0, 1.0)
 HEAD_CODE = (10.0, 10.0, 5.0, 5.0)
 
 
-class DetectorNetwork(Strict):
+class DetectorNetwork(DetectorConfig):
     """Hyper-parameters of the network."""
 
+    name: Literal["faster_rcnn"] = "faster_rcnn"
     backbone: Literal["light", "resnet50"] = "light"
     width: int = Field(32, ge=8, description="channels of the light backbone's first stage")
     pyramid_channels: int = Field(64, ge=8)
@@ -49,6 +52,18 @@ class DetectorNetwork(Strict):
     proposals_before_nms: int = Field(200, ge=1, description="of each pyramid level")
     proposals: int = Field(100, ge=1, description="M: boxes answered for each picture")
     proposal_nms: float = Field(0.7, gt=0, le=1)
+
+    @property
+    def description(self) -> str:
+        """For the model card."""
+        return (
+            "Faster R-CNN (Ren et al. 2015) with a feature pyramid (Lin et al. 2017) and RoIAlign (He et al. 2017) on "
+            f"a {self.backbone} backbone"
+        )
+
+    def build(self) -> FasterRcnn:
+        """The network with random weights."""
+        return FasterRcnn(self)
 
 
 class RpnOutput(NamedTuple):
@@ -117,9 +132,10 @@ def _start(weight: Tensor, bias: Tensor | None, every: int = 1, first: float = 0
         nn.init.constant_(bias.detach()[::every], first)
 
 
-class FasterRcnn(nn.Module):
+class FasterRcnn(Detector):
     """The person detector."""
 
+    network: DetectorNetwork
     mean: Tensor
     std: Tensor
 
@@ -219,14 +235,7 @@ class FasterRcnn(nn.Module):
         return output[..., 0], output[..., 1:]
 
     def detect(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """People in letterboxed pictures, before the final NMS.
-
-        Args:
-            images: RGB uint8 [N, S, S, 3].
-
-        Returns:
-            boxes float32 [N, M, 4] x1 y1 x2 y2 in letterbox pixels, scores float32 [N, M] in 0..1, 0 for padding.
-        """
+        """See :meth:`Detector.detect`."""
         limit = images.shape[1]
         features = self.features(images)
         proposals, objectness = self.propose(self.rpn(features), limit, self.network.proposals)
@@ -235,15 +244,3 @@ class FasterRcnn(nn.Module):
         # held-out pictures). It is 0 for padding.
         scores = torch.sqrt(torch.sigmoid(logits) * torch.sigmoid(objectness))
         return decode(deltas, proposals, HEAD_CODE, limit), scores
-
-
-class DetectorForExport(nn.Module):
-    """What the exported graph computes: :meth:`FasterRcnn.detect`."""
-
-    def __init__(self, network: FasterRcnn) -> None:
-        super().__init__()
-        self.network = network.eval()
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """See :meth:`FasterRcnn.detect`."""
-        return self.network.detect(images)

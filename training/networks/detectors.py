@@ -1,0 +1,43 @@
+"""Person detectors by name: the one list that recipes and export look in."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, SerializeAsAny
+
+from training.networks.detector_base import DetectorConfig
+from training.networks.faster_rcnn import DetectorNetwork
+from training.networks.torchvision_detectors import (
+    MobileNetConfig,
+    ResNet50Config,
+    ResNet50V2Config,
+    SmallMobileNetConfig,
+)
+
+DETECTORS: dict[str, type[DetectorConfig]] = {
+    "faster_rcnn": DetectorNetwork,
+    "fasterrcnn_resnet50_fpn": ResNet50Config,
+    "fasterrcnn_resnet50_fpn_v2": ResNet50V2Config,
+    "fasterrcnn_mobilenet_v3_large_fpn": MobileNetConfig,
+    "fasterrcnn_mobilenet_v3_large_320_fpn": SmallMobileNetConfig,
+}
+
+
+def detector_config(value: Any) -> DetectorConfig:
+    """A recipe's ``network`` section to the config of the detector it names (our own when it names none).
+
+    Raises:
+        ValueError: an unknown name, or a field that does not fit (pydantic's ValidationError is one).
+    """
+    if isinstance(value, DetectorConfig):
+        return value
+    if not isinstance(value, dict):
+        raise ValueError(f"a detector is a mapping with a name, this is {type(value).__name__}")
+    name = value.get("name", "faster_rcnn")
+    if name not in DETECTORS:
+        raise ValueError(f"unknown detector {name!r}; known: {', '.join(sorted(DETECTORS))}")
+    return DETECTORS[name].model_validate(value)
+
+
+AnyDetector = Annotated[SerializeAsAny[DetectorConfig], BeforeValidator(detector_config)]
