@@ -59,3 +59,10 @@ def test_softmax_peak_of_a_map_without_a_joint_is_near_zero() -> None:
     assert float(activate(torch.zeros(1, 1, 64, 48), radius).max()) == pytest.approx(
         2 * math.pi * 4 / (64 * 48), rel=1e-4
     )
+
+
+@given(x=st.integers(0, 47), y=st.integers(0, 63), sigma=st.floats(0.3, 9))
+def test_peak_is_exactly_one_on_a_cell_and_nowhere_else(x: int, y: int, sigma: float) -> None:
+    target = gaussian_maps(torch.tensor([[[float(x), float(y)]]]), (64, 48), sigma)[0, 0]
+    assert float(target[y, x]) == 1.0
+    assert int((target == 1.0).sum()) == 1
