@@ -34,7 +34,8 @@ def _head(inputs: int, outputs: int) -> nn.Conv2d:
     return head
 
 
-def _resize(x: Tensor, like: Tensor) -> Tensor:
+def resize(x: Tensor, like: Tensor) -> Tensor:
+    """[N, C, h, w] to the height and width of ``like``; the centres of cells stay where they are in the crop."""
     return functional.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
 
 
@@ -86,7 +87,7 @@ class GlobalNet(nn.Module):
         for index in reversed(range(len(features))):
             level = self.laterals[index](features[index])
             if levels:
-                level = level + self.merges[index](_resize(levels[0], level))
+                level = level + self.merges[index](resize(levels[0], level))
             levels.insert(0, level)
         return levels, [head(level) for head, level in zip(self.heads, levels, strict=True)]
 
@@ -105,7 +106,7 @@ class RefineNet(nn.Module):
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
         """Pyramid, fine to coarse -> raw map [N, outputs, H, W] of the finest level's size."""
         refined = [
-            _resize(cascade(level), levels[0]) if index else level
+            resize(cascade(level), levels[0]) if index else level
             for index, (cascade, level) in enumerate(zip(self.cascades, levels, strict=True))
         ]
         out: Tensor = self.head(self.join(torch.cat(refined, 1)))
@@ -146,7 +147,7 @@ class CPN(PoseNet):
     def forward(self, images: Tensor) -> list[Tensor]:
         """Normalised images [N, 3, H, W] to five raw maps [N, R, K, H/4, W/4], RefineNet's last."""
         levels, maps = self.global_net(self.backbone(images))
-        coarse_to_fine = [_resize(raw, maps[0]) for raw in reversed(maps[1:])]
+        coarse_to_fine = [resize(raw, maps[0]) for raw in reversed(maps[1:])]
         return [self.split(raw) for raw in (*coarse_to_fine, maps[0], self.refine_net(levels))]
 
 

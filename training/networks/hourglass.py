@@ -62,7 +62,7 @@ class Residual(nn.Module):
 
 
 class Hourglass(nn.Module):
-    """One hourglass of ``depth`` halvings; sides should be multiples of ``2 ** depth``, but odd ones are pooled down.
+    """One hourglass of ``depth`` halvings; sides should be multiples of ``2 ** depth``, odd ones are rounded up.
 
     ``growth`` channels are added at each halving (0 in the published network): a narrow top with a wide
     bottom keeps the costly fine maps cheap.
@@ -72,7 +72,7 @@ class Hourglass(nn.Module):
         super().__init__()
         deeper = channels + growth
         self.skip = block(channels, channels)
-        self.pool = nn.MaxPool2d(2)
+        self.pool = nn.MaxPool2d(2, ceil_mode=True)
         self.enter = block(channels, deeper)
         self.middle = Hourglass(depth - 1, deeper, growth=growth, block=block) if depth > 1 else block(deeper, deeper)
         self.leave = block(deeper, channels)
