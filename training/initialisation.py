@@ -1,0 +1,103 @@
+"""Where a network's weights start: Gaussian, another pose checkpoint, ImageNet weights for its backbones."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from training.networks.base import PoseNet
+
+
+class InitialisationError(ValueError):
+    """Weights that cannot be started from; names file and reason."""
+
+
+def gaussian_(network: PoseNet) -> None:
+    """Draw every convolution's weights from a Gaussian, in place; biases become 0.
+
+    The deviation is ``sqrt(1 / fan_in)``: outputs have the variance of the inputs. Normalisation layers stay as the
+    network made them.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            weight = module.weight
+            # [out, in, ...], or [in, out, ...] where transposed; each output of a strided transposed convolution sees
+            # kernel / stride inputs along each axis.
+            fan_in = weight[0].numel() if not isinstance(module, nn.ConvTranspose2d) else (
+                weight.shape[0] * weight[0, 0].numel() // math.prod(module.stride)
+            )  # fmt: skip
+            nn.init.normal_(weight, std=math.sqrt(1 / fan_in))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def load_matching(network: nn.Module, path: Path) -> tuple[int, int]:
+    """Start from a pose checkpoint (``model.pt`` or ``last.pt``): tensors are matched by name and shape.
+
+    Returns:
+        how many tensors fitted, and how many the network has.
+
+    Raises:
+        InitialisationError: not a checkpoint, or nothing in it fits.
+    """
+    saved = _read(path)
+    weights = saved.get("weights", saved.get("ema"))
+    if not isinstance(weights, Mapping):
+        raise InitialisationError(f"{path}: no pose checkpoint, it holds {', '.join(map(str, list(saved)[:5]))}")
+    own = network.state_dict()
+    fitting = {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
+    if not fitting:
+        raise InitialisationError(f"{path}: no tensor fits the network")
+    network.load_state_dict(fitting, strict=False)
+    return len(fitting), len(own)
+
+
+def load_backbones(network: PoseNet, path: Path) -> tuple[int, int]:
+    """Give every backbone of the network the same ImageNet weights, as MSPN does for each of its stages.
+
+    A network lists them as ``backbones``: modules whose parameters have torchvision's names (``conv1``, ``bn1``,
+    ``layer1.0.conv1`` ...). Weights that a backbone lacks are left out (``fc``; the stem of a later stage).
+
+    Returns:
+        how many of the backbones' tensors were loaded, and how many they have.
+
+    Raises:
+        InitialisationError: a network without backbones, a file that is no state dict, weights of another depth.
+    """
+    backbones = getattr(network, "backbones", None)
+    if not backbones:
+        raise InitialisationError(f"init_backbone: {type(network).__name__} has no backbone that takes weights")
+    saved = _read(path)
+    weights: Mapping[str, Tensor] = saved.get("state_dict", saved)
+    loaded = total = 0
+    for number, backbone in enumerate(backbones):
+        own = backbone.state_dict()
+        wrong = [k for k, v in own.items() if k in weights and weights[k].shape != v.shape]
+        missing = [k for k in own if k not in weights and not k.endswith("num_batches_tracked")]
+        if wrong:
+            raise InitialisationError(
+                f"{path}: {wrong[0]} is {list(weights[wrong[0]].shape)}, backbone {number} needs "
+                f"{list(own[wrong[0]].shape)}: weights of another ResNet"
+            )
+        fitting = {k: v for k, v in weights.items() if k in own}
+        if len(missing) > len(own) / 2:
+            raise InitialisationError(f"{path}: lacks {len(missing)} of {len(own)} tensors, {missing[0]} for one")
+        backbone.load_state_dict(fitting, strict=False)
+        loaded, total = loaded + len(fitting), total + len(own)
+    return loaded, total
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        raise InitialisationError(f"{path}: cannot be read as weights: {error}") from error
+    if not isinstance(saved, dict):
+        raise InitialisationError(f"{path}: holds a {type(saved).__name__}, not weights by name")
+    return saved
