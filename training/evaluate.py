@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from service.options import PoseOptions
+from training.aic_score import aic_score
 from training.answers import (
     AnsweringService,
     EvaluationError,
@@ -28,20 +29,44 @@ from training.answers import (
     answer_all,
     find_model,
 )
-from training.datasets.coco import CocoSet, ImageRecord, read_coco
+from training.crowding import crowd_figures
+from training.datasets import read_set
+from training.datasets.coco import CocoSet, ImageRecord
 from training.metrics import CocoFigures, JoinedJoints, box_figures, join_joints, keypoint_figures
 from training.pck import Pair, Pck, count_correct, labelled_people, pair_by_overlap, pair_in_order
-from training.recipe import DataSource, Strict
+from training.pckh import count_within_heads
+from training.recipe import DataSource, Format, Strict
 
 JsonObject = dict[str, Any]
+
+Metric = Literal["coco", "aic", "pckh", "crowdpose", "pck"]
+# What each data set's own challenge is decided by.
+_OWN_METRIC: dict[Format, Metric] = {
+    "coco": "coco",
+    "aic": "aic",
+    "mpii": "pckh",
+    "lsp": "pck",
+    "crowdpose": "crowdpose",
+    "ochuman": "coco",
+}
 
 
 class EvaluationSource(DataSource):
     """One data set to measure on."""
 
+    metric: Metric | None = Field(
+        None,
+        description="the data set's own figure, beside COCO's and PCK where those can be told: AI Challenger's score, "
+        "PCKh, AP by crowding; default by format",
+    )
     all_labelled: bool = Field(
         True, description="false: pictures may show people without a label, so nothing that is found counts as false"
     )
+
+    @property
+    def own_metric(self) -> Metric:
+        """The metric that was asked for, or the format's."""
+        return self.metric or _OWN_METRIC[self.format]
 
 
 class EvaluationRecipe(Strict):
@@ -58,6 +83,19 @@ class EvaluationRecipe(Strict):
     in_flight: int = Field(2, ge=1, description="pictures asked about at a time")
 
 
+class OwnFigures(Protocol):
+    """A data set's own measure."""
+
+    @property
+    def name(self) -> str:
+        """Its key in the summary."""
+        ...
+
+    def summary(self, resamples: int, rng: np.random.Generator) -> JsonObject:
+        """As it goes into the report."""
+        ...
+
+
 @dataclass(frozen=True)
 class Measured:
     """One data set, what was answered, and the figures.
@@ -67,7 +105,7 @@ class Measured:
         answers: one for each of its pictures.
         pairs: its labelled people with their answers.
         joints: how its skeleton is joined with the model's.
-        keypoints, boxes, pck: None where the set cannot tell.
+        keypoints, boxes, pck, own: None where the set cannot tell.
         seconds: wall time for all pictures.
     """
 
@@ -79,6 +117,7 @@ class Measured:
     boxes: CocoFigures | None
     pck: Pck | None
     seconds: float
+    own: OwnFigures | None = None
 
 
 @dataclass(frozen=True)
@@ -103,7 +142,7 @@ async def evaluate(recipe: EvaluationRecipe, service: AnsweringService, console:
         DatasetError, EvaluationError: data that cannot be used.
         ServiceError, ClientError: the service cannot answer.
     """
-    chosen = [limited(read_coco(source), recipe.limit) for source in recipe.data]
+    chosen = [limited(read_set(source), recipe.limit) for source in recipe.data]
     if len({data.name for data in chosen}) < len(chosen):
         raise EvaluationError(f"two sets have the same file name: {', '.join(data.name for data in chosen)}")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -122,7 +161,9 @@ async def evaluate(recipe: EvaluationRecipe, service: AnsweringService, console:
                 )
                 seconds = time.perf_counter() - started
                 sets.append(
-                    await asyncio.to_thread(measure, recipe, model, data, answers, source.all_labelled, seconds)
+                    await asyncio.to_thread(
+                        measure, recipe, model, data, answers, source.all_labelled, seconds, source.own_metric
+                    )
                 )
     return Evaluation(service.name, model, recipe, sets)
 
@@ -134,11 +175,12 @@ def measure(
     answers: list[PictureAnswer],
     all_labelled: bool,
     seconds: float = 0.0,
+    metric: Metric = "coco",
 ) -> Measured:
     """Figures of one set.
 
     Keypoint AP needs every person of a picture labelled, or the labelled boxes given; box AP needs the former and
-    boxes that were found. PCK needs the torso labelled.
+    boxes that were found; so do AI Challenger's score and AP by crowding. PCK needs the torso labelled, PCKh the head.
     """
     joints = join_joints(data.skeleton, model.skeleton)
     given = recipe.boxes == "truth"
@@ -160,7 +202,28 @@ def measure(
         boxes=box_figures(_at(data.images, whole), _at(answers, whole)) if whole and not given else None,
         pck=count_correct(pairs, len(data.images), data.skeleton, joints),
         seconds=seconds,
+        own=_own_figures(metric, data, answers, counted, pairs, joints, 0.0 if given else model.box_threshold),
     )
+
+
+def _own_figures(
+    metric: Metric,
+    data: CocoSet,
+    answers: list[PictureAnswer],
+    counted: list[int],
+    pairs: list[Pair],
+    joints: JoinedJoints,
+    box_threshold: float,
+) -> OwnFigures | None:
+    """The data set's own measure over the pictures that count; None where the set cannot tell."""
+    if metric == "pckh":
+        return count_within_heads(pairs, len(data.images), joints)
+    if metric in ("coco", "pck") or not counted:
+        return None
+    images, found = _at(data.images, counted), _at(answers, counted)
+    if metric == "crowdpose":
+        return crowd_figures(images, found, joints)
+    return aic_score(images, found, joints, box_threshold)
 
 
 def summarize(evaluation: Evaluation) -> JsonObject:
@@ -211,6 +274,8 @@ def _summarize_set(measured: Measured, recipe: EvaluationRecipe) -> JsonObject:
         spread = found.ranking.spread(recipe.resamples, rng) if found else None
         summary[name] = {**found.figures, "spread": spread} if found else None
     summary["pck"] = measured.pck.summary(recipe.resamples, rng) if measured.pck else None
+    if measured.own:
+        summary[measured.own.name] = measured.own.summary(recipe.resamples, rng)
     summary["ms_per_picture"] = round(measured.seconds * 1e3 / len(measured.answers), 2)
     summary["latency_ms"] = {f"p{q}": round(float(np.percentile(latencies, q)), 2) for q in (50, 95)}
     return summary

@@ -28,6 +28,12 @@ def evaluate(
         list[Path] | None, typer.Option(help="COCO-format JSON instead of the recipe's sets; repeatable.")
     ] = None,
     images: Annotated[list[Path] | None, typer.Option(help="Folder of its pictures; one for each JSON.")] = None,
+    form: Annotated[
+        str | None,
+        typer.Option(
+            "--format", help="Of --annotations: coco, aic, mpii, lsp, crowdpose, ochuman; decides the figures."
+        ),
+    ] = None,
     all_labelled: Annotated[
         bool,
         typer.Option(
@@ -54,7 +60,7 @@ def evaluate(
     draw: Annotated[Path | None, typer.Option(help="Folder for pictures of the worst cases.")] = None,
     worst: Annotated[int, typer.Option(min=1, help="How many of each set to draw.")] = 20,
 ) -> None:
-    """Measure what is served: keypoint AP, person-box AP, PCK@0.2. The last line is one JSON object."""
+    """Measure what is served: keypoint and box AP, PCK@0.2, the format's own. The last line is one JSON object."""
     from service.client import ClientError
     from service.errors import ServiceError
     from service.settings import Settings
@@ -76,7 +82,7 @@ def evaluate(
         "options.fusion": fusion,
         "options.box_threshold": box_threshold,
         "options.max_people": max_people,
-        "data": _sources(annotations or [], images or [], all_labelled),
+        "data": _sources(annotations or [], images or [], all_labelled, form),
     }
     # JSON is YAML, which is how overrides are read.
     given = [f"{name}={json.dumps(value)}" for name, value in flags.items() if value is not None]
@@ -100,13 +106,15 @@ def evaluate(
 
 
 def _sources(
-    annotations: Sequence[Path], images: Sequence[Path], all_labelled: bool
+    annotations: Sequence[Path], images: Sequence[Path], all_labelled: bool, form: str | None
 ) -> list[dict[str, str | bool]] | None:
     if len(annotations) != len(images):
         raise typer.BadParameter(f"{len(annotations)} --annotations and {len(images)} --images: give one for each")
     if not annotations:
+        if form is not None:
+            raise typer.BadParameter("--format is of --annotations; a recipe's sets name their own")
         return None
     return [
-        {"annotations": str(file), "images": str(folder), "all_labelled": all_labelled}
+        {"annotations": str(file), "images": str(folder), "all_labelled": all_labelled, "format": form or "coco"}
         for file, folder in zip(annotations, images, strict=True)
     ]

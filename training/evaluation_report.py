@@ -46,7 +46,13 @@ def print_tables(console: Console, summary: JsonObject) -> None:
             console.print(table)
     for name, figures in sets.items():
         if figures["pck"]:
-            console.print(_pck_table(name, figures["pck"]))
+            console.print(_pck_table(name, figures["pck"], "PCK"))
+        if "pckh" in figures:
+            console.print(_pck_table(name, figures["pckh"], "PCKh"))
+        if "aic" in figures:
+            console.print(_aic_table(name, figures["aic"]))
+        if "crowdpose" in figures:
+            console.print(_crowd_table(name, figures["crowdpose"]))
     times = Table("set", "pictures", "people", "answered", "ms/picture", "p50 ms", "p95 ms", title="Pictures",
                   title_justify="left")  # fmt: skip
     for name, figures in sets.items():
@@ -146,8 +152,22 @@ def _labelled(image: ImageRecord) -> People:
     return People(boxes, np.ones(len(people)), keypoints, np.ones(len(people)))
 
 
-def _pck_table(name: str, pck: JsonObject) -> Table:
-    title = f"PCK@{pck['threshold']:g} of {name}: {pck['people']} people, {pck['missed']} of them not found"
+def _aic_table(name: str, score: JsonObject) -> Table:
+    title = f"AI Challenger's score of {name}: {score['labelled']} people, {score['answered']} answered"
+    table = Table("score", "at 0.50", "at 0.75", title=title, title_justify="left")
+    table.add_row(_percent(score["score"], score["spread"]), _percent(score["at_0.50"]), _percent(score["at_0.75"]))
+    return table
+
+
+def _crowd_table(name: str, parts: JsonObject) -> Table:
+    table = Table("part", "pictures", "AP", title=f"Keypoints by crowding of {name}", title_justify="left")
+    for part, row in parts.items():
+        table.add_row(part, str(row["pictures"]), _percent(row["AP"], row["spread"]))
+    return table
+
+
+def _pck_table(name: str, pck: JsonObject, kind: str) -> Table:
+    title = f"{kind}@{pck['threshold']:g} of {name}: {pck['people']} people, {pck['missed']} of them not found"
     sides: dict[str, dict[str, float]] = defaultdict(dict)
     for joint, rate in pck["joints"].items():
         side, _, part = joint.partition("_")

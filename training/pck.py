@@ -6,7 +6,7 @@ PCK@0.2 of LSP: a joint is right when it lies within 0.2 of the distance from th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,7 +92,7 @@ class Pck:
         joints: names of the K joints.
         right: int [I, K] joints placed well enough.
         labelled: int [I, K] joints to be placed.
-        people: how many people count: those whose shoulder and hip are labelled.
+        people: how many people count: those whose measure (for PCK shoulder and hip) is labelled.
         missed: how many of them were not found.
     """
 
@@ -155,20 +155,37 @@ def count_correct(
     if not set(_TORSO) <= set(truth.joints):
         return None
     shoulder, hip = (truth.joints.index(joint) for joint in _TORSO)
+
+    def limit(person: PersonRecord) -> float | None:
+        labels = person.keypoints
+        torso = float(np.linalg.norm(labels[shoulder, :2] - labels[hip, :2]))
+        known = labels[shoulder, 2] > 0 and labels[hip, 2] > 0 and torso > 0
+        return threshold * torso if known else None
+
+    return count_right(pairs, pictures, joints, limit)
+
+
+def count_right(
+    pairs: Sequence[Pair], pictures: int, joints: JoinedJoints, limit: Callable[[PersonRecord], float | None]
+) -> Pck | None:
+    """Count joints whose distance is at most ``limit(person)`` pixels; people without a limit do not count.
+
+    Returns:
+        None when nobody counts.
+    """
     right = np.zeros((pictures, len(joints.names)), np.intp)
     labelled = np.zeros_like(right)
     people = missed = 0
     for pair in pairs:
-        labels = pair.person.keypoints
-        torso = float(np.linalg.norm(labels[shoulder, :2] - labels[hip, :2]))
-        if not (labels[shoulder, 2] > 0 and labels[hip, 2] > 0 and torso > 0):
+        longest = limit(pair.person)
+        if longest is None:
             continue
         people += 1
-        wanted = labels[list(joints.in_truth)]
+        wanted = pair.person.keypoints[list(joints.in_truth)]
         labelled[pair.picture] += wanted[:, 2] > 0
         if pair.keypoints is None:
             missed += 1
             continue
         distances = np.linalg.norm(wanted[:, :2] - pair.keypoints[list(joints.in_answer), :2], axis=1)
-        right[pair.picture] += (wanted[:, 2] > 0) & (distances <= threshold * torso)
+        right[pair.picture] += (wanted[:, 2] > 0) & (distances <= longest)
     return Pck(joints.names, right, labelled, people, missed) if labelled.any() else None

@@ -28,7 +28,7 @@ from training.__main__ import app as training_app
 from training.answers import EvaluationError, InProcess, OverHttp
 from training.datasets.coco import read_coco
 from training.evaluate import EvaluationRecipe, evaluate, limited, summarize
-from training.evaluation_report import draw_worst, save_results
+from training.evaluation_report import draw_worst, print_tables, save_results
 from training.recipe import read_recipe
 
 # The fake model's joints, in another order than the data set's.
@@ -120,6 +120,34 @@ async def test_sets_with_unlabelled_people_get_no_ap_of_found_boxes(cards: Path)
     # What PCK does not look at is not posed: the card of score 0.15.
     assert figures["answered_people"] == 5
     assert figures["pck"]["mean"] == pytest.approx(5 / 6)
+
+
+async def test_a_format_brings_its_own_figure(cards: Path) -> None:
+    data = json.loads(cards.read_text())
+    for image, index in zip(data["images"], (0.1, 0.5, 0.9, 0.1), strict=True):
+        image["crowdIndex"] = index
+    cards.write_text(json.dumps(data))
+    source = {"annotations": cards, "images": cards.parent / "pictures"}
+
+    async def own(**fields: str) -> dict[str, Any]:
+        given = {"data": [{**source, **fields}], "resamples": 5, "options": {"box_threshold": 0.05}}
+        return (await measure(EvaluationRecipe.model_validate(given)))["sets"]["cards"]
+
+    plain, crowded, aic = await own(), await own(format="crowdpose"), await own(metric="aic")
+    assert not {"crowdpose", "aic", "pckh"} & plain.keys()
+    assert {part: row["pictures"] for part, row in crowded["crowdpose"].items()} == {"easy": 2, "medium": 1, "hard": 1}
+    assert crowded["crowdpose"]["easy"]["AP"] == pytest.approx(1)
+    # The card of score 0.15 is not served: five of six people are met.
+    assert aic["aic"]["score"] == pytest.approx(5 / 6)
+    assert (aic["aic"]["labelled"], aic["aic"]["answered"]) == (6, 5)
+    console = Console(file=io.StringIO(), width=200)
+    for figures in (crowded, aic):
+        print_tables(console, {**(await measure(recipe(cards))), "sets": {"cards": figures}})
+    # A title is wrapped to its table's width.
+    printed = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
+    assert "Keypoints by crowding of cards" in printed
+    assert "AI Challenger's score of cards: 6 people, 5 answered" in printed
+    assert "83.3" in printed
 
 
 async def test_pictures_marked_as_partly_labelled_do_not_count_for_ap(cards: Path) -> None:
