@@ -8,7 +8,7 @@ MSPN (Li et al. 2019), with its five blur windows, quarter weights and hard join
 
 CPN (Chen et al. 2018), whose RefineNet is a stage of one level::
 
-    supervision: {kernels: [15, 11, 9, 7], stage_weights: [0.25, 1], hard_joints: 8, hard_joint_units: last}
+    supervision: {kernels: [15, 11, 9, 7], stage_weights: [0.125, 1], hard_joints: 8, hard_joint_units: last}
 
 Not here: MSPN and CPN teach their coarse units that hidden joints (v = 1) are background. A batch does not carry v.
 """
