@@ -162,9 +162,7 @@ class CheckpointEngine(Engine):
         images = normalise(crops).contiguous(memory_format=torch.channels_last)
         maps: list[Tensor] = []
         for recipe, network in self._parts:
-            reduced = recipe.precision == "bf16-mixed"
-            with torch.autocast(crops.device.type, torch.bfloat16, enabled=reduced):
-                raw = network(images)[-1]
+            raw = network(images)[-1]  # float32, as it is served
             maps += [activate(raw[:, index], radius) for index, radius in enumerate(recipe.radii)]
         return maps
 
