@@ -9,7 +9,9 @@ import typer
 
 from training.ablation_command import ablate
 from training.evaluation_command import evaluate
+from training.negatives_command import mine_negatives
 from training.networks.command import networks
+from training.pose_command import pose, profile
 from training.selection_command import select_data, select_hard
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train and measure tritonpose's networks.")
@@ -21,14 +23,6 @@ Resume = Annotated[bool, typer.Option("--resume", help="go on with the run in --
 
 
 @app.command()
-def pose(recipe: Recipe, output: Output, overrides: Overrides = [], resume: Resume = False) -> None:  # noqa: B006
-    """Train a pose network."""
-    from training.pose import train_pose
-
-    train_pose(recipe, output, overrides, resume)
-
-
-@app.command()
 def detector(recipe: Recipe, output: Output, overrides: Overrides = [], resume: Resume = False) -> None:  # noqa: B006
     """Train a person detector."""
     from training.detector import train_detector
@@ -36,10 +30,13 @@ def detector(recipe: Recipe, output: Output, overrides: Overrides = [], resume: 
     train_detector(recipe, output, overrides, resume)
 
 
+app.command()(pose)
+app.command()(profile)
 app.command()(evaluate)
 app.command()(networks)
 app.command()(select_data)
 app.command()(select_hard)
+app.command()(mine_negatives)
 app.command()(ablate)
 
 
