@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -74,8 +74,13 @@ class Trainer:
             self.ema.state[name].copy_(value)
         self.step = int(state["step"])  # type: ignore[call-overload]
 
-    def batches(self, source: CropSource, repeats: Sequence[float]) -> Iterator[PoseBatch]:
-        """This process's part of each step's batch, from the current step to the last."""
+    def batches(
+        self, source: CropSource, repeats: Sequence[float], ahead: int = _AHEAD
+    ) -> Generator[PoseBatch, None, None]:
+        """This process's part of each step's batch, from the current step to the last.
+
+        ``ahead`` batches are made while a GPU works on others.
+        """
         stream = SampleStream(repeats, self.recipe.seed)
         size = self.recipe.batch
 
@@ -84,16 +89,16 @@ class Trainer:
             return source.batch(draws, stream.take(step * size, size)[self.part])
 
         steps = range(self.step, self.recipe.steps)
-        if source.device.type == "cpu":
+        if source.device.type == "cpu" or not ahead:
             # The network uses every core already.
             yield from map(make, steps)
             return
         with ThreadPoolExecutor(1) as pool:
-            ahead = [pool.submit(make, step) for step in steps[:_AHEAD]]
+            waiting = [pool.submit(make, step) for step in steps[:ahead]]
             for step in steps:
-                if step + _AHEAD in steps:
-                    ahead.append(pool.submit(make, step + _AHEAD))
-                yield ahead.pop(0).result()
+                if step + ahead in steps:
+                    waiting.append(pool.submit(make, step + ahead))
+                yield waiting.pop(0).result()
 
     def optimise(self, batch: PoseBatch) -> dict[str, float]:
         """One step; returns what goes into the curves."""
