@@ -46,6 +46,11 @@ _HOURGLASS = "Newell et al. 2016, counted on its PyTorch code; AP: runs of the M
 _BASELINE = "Xiao et al. 2018, as the HRNet code counts"
 _CPN = "Chen et al. 2017; 102 MB of float32; the layers of its code: 7.2 G"
 _OURS = "for CPUs"
+_MSPN = "Li et al. 2019, counted on its PyTorch code (the paper prints 4.4 / 9.6 / 14.7 / 19.9 GFLOPs)"
+_RSN_18 = "Cai et al. 2020 (2.5 GFLOPs there), counted on its PyTorch code, whose own run has AP 70.4"
+_RSN = "Cai et al. 2020; block widths are ours, the paper's are not public"
+_REPORT = "Megvii's report on COCO 2018 (R101 there: 73.7); ours with ResNet's channels"
+_STEPS = {"name": "rsn", "layers": [3, 4, 6, 3], "expansion": 4, "branch": 24, "prm": False}
 
 PUBLISHED: tuple[Published, ...] = (
     Published("Hourglass, 1 stack", {"name": "hourglass", "stacks": 1}, 3.43, 3.86, 65.4, _HOURGLASS),
@@ -75,4 +80,33 @@ PUBLISHED: tuple[Published, ...] = (
     Published("CPN, R50", {"name": "cpn", "backbone": "resnet50"}, 26.7, 6.2, 69.4, _CPN, tolerance=0.17),
     Published("CPN, R101", {"name": "cpn", "backbone": "resnet101"}, source="Chen et al. 2017"),
     Published("CPN, light", {"name": "cpn", "backbone": "light", "pyramid_channels": 64}, source=_OURS),
+    Published("MSPN, 1 stage", {"name": "mspn", "stages": 1}, 25.14, 5.07, 71.5, _MSPN),
+    Published("MSPN, 2 stages", {"name": "mspn", "stages": 2}, 56.87, 11.26, 74.5, _MSPN),
+    Published("MSPN, 3 stages", {"name": "mspn", "stages": 3}, 88.59, 17.45, 75.2, _MSPN),
+    Published("MSPN, 4 stages", {"name": "mspn", "stages": 4}, 120.32, 23.64, 75.9, _MSPN),
+    Published(
+        "MSPN, 1 stage, R101", {"name": "mspn", "stages": 1, "layers": [3, 4, 23, 3]},
+        ap=73.1, source="Li et al. 2019",
+    ),
+    Published(
+        "MSPN, 1 stage, blocks 4, 8, 16, 3", {"name": "mspn", "stages": 1, "layers": [4, 8, 16, 3]},
+        ap=74.1, source=_REPORT,
+    ),
+    Published(
+        "MSPN, 2 stages, R18", {"name": "mspn", "blocks": "basic", "layers": [2, 2, 2, 2]},
+        ap=71.6, source="Li et al. 2019",
+    ),
+    Published(
+        "MSPN, light", {"name": "mspn", "blocks": "basic", "layers": [1, 1, 1, 1], "width": 32, "features": 64},
+        source=_OURS,
+    ),
+    Published("RSN-18", {"name": "rsn", "prm": False}, 9.16, 2.25, 73.6, _RSN_18),
+    Published("RSN-18, 4 stages", {"name": "rsn", "stages": 4, "prm": False}, 38.46, 9.22, source=_RSN_18),
+    Published("RSN-18 with PRM", {"name": "rsn"}, source="Cai et al. 2020"),
+    Published("RSN-50", _STEPS, gmacs=6.4, ap=74.7, source=_RSN, tolerance=0.03),
+    Published("RSN-50, 2 stages", {**_STEPS, "stages": 2}, gmacs=13.9, ap=77.2, source=_RSN, tolerance=0.03),
+    Published("RSN-50, 3 stages", {**_STEPS, "stages": 3}, gmacs=20.7, ap=78.2, source=_RSN, tolerance=0.03),
+    Published("RSN-50, 4 stages", {**_STEPS, "stages": 4}, gmacs=29.3, ap=79.0, source=_RSN, tolerance=0.03),
+    Published("RSN-101", {**_STEPS, "layers": [3, 4, 23, 3]}, gmacs=11.5, ap=75.8, source=_RSN, tolerance=0.03),
+    Published("RSN, light", {"name": "rsn", "width": 32, "features": 64}, source=_OURS),
 )  # fmt: skip
