@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, SerializeAsAny
 
 from training.networks.base import NetworkConfig
+from training.networks.ccm import CCMConfig
 from training.networks.cpn import CPNConfig
 from training.networks.hourglass import HourglassConfig
 from training.networks.hrnet import HRNetConfig
@@ -15,6 +16,7 @@ from training.networks.rsn import RSNConfig
 from training.networks.simple_baseline import SimpleBaselineConfig
 
 NETWORKS: dict[str, type[NetworkConfig]] = {
+    "ccm": CCMConfig,
     "cpn": CPNConfig,
     "hourglass": HourglassConfig,
     "hrnet": HRNetConfig,
