@@ -46,6 +46,8 @@ _HOURGLASS = "Newell et al. 2016, counted on its PyTorch code; AP: runs of the M
 _BASELINE = "Xiao et al. 2018, as the HRNet code counts"
 _CPN = "Chen et al. 2017; 102 MB of float32; the layers of its code: 7.2 G"
 _OURS = "for CPUs"
+_HRNET = "Sun et al. 2019, as its code counts"
+_CCM = "Zhang et al. 2020 print neither; mixers of 128 channels are ours"
 _MSPN = "Li et al. 2019, counted on its PyTorch code (the paper prints 4.4 / 9.6 / 14.7 / 19.9 GFLOPs)"
 _RSN_18 = "Cai et al. 2020 (2.5 GFLOPs there), counted on its PyTorch code, whose own run has AP 70.4"
 _RSN = "Cai et al. 2020; block widths are ours, the paper's are not public"
@@ -108,5 +110,16 @@ PUBLISHED: tuple[Published, ...] = (
     Published("RSN-50, 3 stages", {**_STEPS, "stages": 3}, gmacs=20.7, ap=78.2, source=_RSN, tolerance=0.03),
     Published("RSN-50, 4 stages", {**_STEPS, "stages": 4}, gmacs=29.3, ap=79.0, source=_RSN, tolerance=0.03),
     Published("RSN-101", {**_STEPS, "layers": [3, 4, 23, 3]}, gmacs=11.5, ap=75.8, source=_RSN, tolerance=0.03),
+    Published("HRNet-W32", {"name": "hrnet"}, 28.5, 7.1, 74.4, _HRNET, count="outputs"),
+    Published("HRNet-W48", {"name": "hrnet", "width": 48}, 63.6, 14.6, 75.1, _HRNET, count="outputs"),
+    Published(
+        "HRNet, light", {"name": "hrnet", "width": 16, "stem": 32, "blocks": 2, "modules": [1, 1, 1]}, source=_OURS
+    ),
+    Published("CCM on HRNet-W32", {"name": "ccm"}, source=_CCM),
+    Published("CCM on HRNet-W48", {"name": "ccm", "backbone": "hrnet_w48"}, source=_CCM),
+    Published("CCM on R50", {"name": "ccm", "backbone": "resnet50"}, source=_CCM),
+    Published(
+        "CCM, light", {"name": "ccm", "backbone": "light", "features": 48, "mixers": 2, "width": 48}, source=_OURS
+    ),
     Published("RSN, light", {"name": "rsn", "width": 32, "features": 64}, source=_OURS),
 )  # fmt: skip
