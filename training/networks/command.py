@@ -35,10 +35,12 @@ def networks(
         timed = speed and entry.kind == "pose"
         rate = crops_per_second(build(entry, names), batch=batch) if timed else None
         rows.append(Row(entry, measure(entry, names), rate))
+    tables = [kept for kind in ("pose", "detector") if (kept := [row for row in rows if row.entry.kind == kind])]
     if markdown:
-        print(markdown_table(rows), end="")
+        print("\n".join(markdown_table(kept) for kept in tables), end="")
     else:
-        Console().print(rich_table(rows))
+        for kept in tables:
+            Console().print(rich_table(kept))
 
 
 def _given(text: str, joints: int) -> Published:

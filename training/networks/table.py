@@ -15,7 +15,8 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from training.networks.faster_rcnn import DetectorNetwork, FasterRcnn
+from training.networks.detector_base import Detector
+from training.networks.detectors import detector_config
 from training.networks.published import Published
 from training.networks.registry import network_config
 
@@ -34,7 +35,7 @@ class Measured:
 def build(entry: Published, heads: Sequence[str] = ("medium",)) -> nn.Module:
     """The network of an entry, freshly initialised."""
     if entry.kind == "detector":
-        return FasterRcnn(DetectorNetwork.model_validate(entry.network))
+        return detector_config(entry.network).build()
     return network_config(entry.network).build(entry.joints, heads)
 
 
@@ -42,7 +43,7 @@ def measure(entry: Published, heads: Sequence[str] = ("medium",), size: tuple[in
     """Count one entry: pose networks on one crop of ``size`` (width, height), detectors on one letterboxed picture."""
     if entry.kind == "detector":
         network = build(entry).eval()
-        assert isinstance(network, FasterRcnn)
+        assert isinstance(network, Detector)
         # Which boxes go on depends on their values: the one network that has to compute.
         side = network.network.input_size
         picture = torch.zeros(1, side, side, 3, dtype=torch.uint8)
@@ -128,10 +129,11 @@ class Row:
         return [*cells, f"{self.speed:.1f}"] if self.speed is not None else cells
 
 
-def columns(speed: bool) -> list[str]:
-    """Headers of the table."""
-    names = ["network", "M params", "published", "off", "GMACs", "published", "off", "AP", "source"]
-    return [*names, "crops/s"] if speed else names
+def columns(rows: Sequence[Row]) -> list[str]:
+    """Headers of a table of one kind of networks."""
+    accuracy = "box AP" if rows and rows[0].entry.kind == "detector" else "AP"
+    names = ["network", "M params", "published", "off", "GMACs", "published", "off", accuracy, "source"]
+    return [*names, "crops/s"] if any(row.speed is not None for row in rows) else names
 
 
 def _plain(value: float | None) -> str:
@@ -144,7 +146,7 @@ def _percent(value: float | None) -> str:
 
 def rich_table(rows: Sequence[Row]) -> Table:
     """For the terminal: without the sources, which would squeeze the figures."""
-    names = columns(any(row.speed is not None for row in rows))
+    names = columns(rows)
     shown = [index for index, name in enumerate(names) if name != "source"]
     table = Table()
     for index in shown:
@@ -157,6 +159,6 @@ def rich_table(rows: Sequence[Row]) -> Table:
 
 def markdown_table(rows: Sequence[Row]) -> str:
     """For the docs: lines of a Markdown table, each ended."""
-    header = columns(any(row.speed is not None for row in rows))
+    header = columns(rows)
     lines = [header, ["---"] * len(header), *(row.cells() for row in rows)]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
