@@ -18,8 +18,9 @@ class Published:
         label: row of the table.
         network: a recipe's ``network`` section.
         parameters: millions.
-        gmacs: multiply-adds of one crop of 256x192, in units of ``count``.
-        ap: COCO val keypoint AP in percent at 256x192, with the source's own detector boxes.
+        gmacs: multiply-adds of one crop of 256x192 (a detector: of one picture), in units of ``count``.
+        ap: COCO val keypoint AP in percent at 256x192, with the source's own detector boxes; a detector's box AP over
+            all categories.
         source: where ``parameters``, ``gmacs`` and ``ap`` come from.
         count: how ``gmacs`` was counted. ``macs``: what is multiplied, in units of 10^9. ``outputs``: the kernel's
             multiply-adds at each output place, also of transposed convolutions (which multiply fewer), in units of
@@ -53,6 +54,7 @@ _RSN_18 = "Cai et al. 2020 (2.5 GFLOPs there), counted on its PyTorch code, whos
 _RSN = "Cai et al. 2020; block widths are ours, the paper's are not public"
 _REPORT = "Megvii's report on COCO 2018 (R101 there: 73.7); ours with ResNet's channels"
 _STEPS = {"name": "rsn", "layers": [3, 4, 6, 3], "expansion": 4, "branch": 24, "prm": False}
+_TORCHVISION = "torchvision's documentation; its frozen batch-norms count as no parameters"
 
 PUBLISHED: tuple[Published, ...] = (
     Published("Hourglass, 1 stack", {"name": "hourglass", "stacks": 1}, 3.43, 3.86, 65.4, _HOURGLASS),
@@ -122,4 +124,21 @@ PUBLISHED: tuple[Published, ...] = (
         "CCM, light", {"name": "ccm", "backbone": "light", "features": 48, "mixers": 2, "width": 48}, source=_OURS
     ),
     Published("RSN, light", {"name": "rsn", "width": 32, "features": 64}, source=_OURS),
+    Published(
+        "Faster R-CNN R50, 640x640", {"name": "fasterrcnn_resnet50_fpn", "classes": "coco80"},
+        41.755286, ap=37.0, source=_TORCHVISION, kind="detector",
+    ),
+    Published(
+        "Faster R-CNN R50 v2, 640x640", {"name": "fasterrcnn_resnet50_fpn_v2", "classes": "coco80"},
+        43.712278, ap=46.7, source="torchvision's documentation", kind="detector",
+    ),
+    Published(
+        "Faster R-CNN MobileNetV3, 640x640", {"name": "fasterrcnn_mobilenet_v3_large_fpn", "classes": "coco80"},
+        19.386354, ap=32.8, source=_TORCHVISION, kind="detector",
+    ),
+    Published(
+        "Faster R-CNN MobileNetV3 320, 384x384", {"name": "fasterrcnn_mobilenet_v3_large_320_fpn", "classes": "coco80"},
+        19.386354, ap=22.8, source=_TORCHVISION, kind="detector",
+    ),
+    Published("Faster R-CNN, light, 384x384", {"name": "faster_rcnn"}, source=_OURS, kind="detector"),
 )  # fmt: skip
