@@ -112,6 +112,7 @@ PUBLISHED: tuple[Published, ...] = (
     Published("RSN-50, 3 stages", {**_STEPS, "stages": 3}, gmacs=20.7, ap=78.2, source=_RSN, tolerance=0.03),
     Published("RSN-50, 4 stages", {**_STEPS, "stages": 4}, gmacs=29.3, ap=79.0, source=_RSN, tolerance=0.03),
     Published("RSN-101", {**_STEPS, "layers": [3, 4, 23, 3]}, gmacs=11.5, ap=75.8, source=_RSN, tolerance=0.03),
+    Published("RSN, light", {"name": "rsn", "width": 32, "features": 64}, source=_OURS),
     Published("HRNet-W32", {"name": "hrnet"}, 28.5, 7.1, 74.4, _HRNET, count="outputs"),
     Published("HRNet-W48", {"name": "hrnet", "width": 48}, 63.6, 14.6, 75.1, _HRNET, count="outputs"),
     Published(
@@ -123,7 +124,6 @@ PUBLISHED: tuple[Published, ...] = (
     Published(
         "CCM, light", {"name": "ccm", "backbone": "light", "features": 48, "mixers": 2, "width": 48}, source=_OURS
     ),
-    Published("RSN, light", {"name": "rsn", "width": 32, "features": 64}, source=_OURS),
     Published(
         "Faster R-CNN R50, 640x640", {"name": "fasterrcnn_resnet50_fpn", "classes": "coco80"},
         41.755286, ap=37.0, source=_TORCHVISION, kind="detector",

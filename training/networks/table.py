@@ -137,7 +137,7 @@ def columns(rows: Sequence[Row]) -> list[str]:
 
 
 def _plain(value: float | None) -> str:
-    return "" if value is None else f"{value:g}"
+    return "" if value is None else f"{round(value, 2):g}"
 
 
 def _percent(value: float | None) -> str:
