@@ -12,6 +12,7 @@ from training.evaluation_command import evaluate
 from training.negatives_command import mine_negatives
 from training.networks.command import networks
 from training.pose_command import pose, profile
+from training.pseudo_label_command import pseudo_label
 from training.selection_command import select_data, select_hard
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train and measure tritonpose's networks.")
@@ -36,6 +37,7 @@ app.command()(evaluate)
 app.command()(networks)
 app.command()(select_data)
 app.command()(select_hard)
+app.command()(pseudo_label)
 app.command()(mine_negatives)
 app.command()(ablate)
 
