@@ -67,6 +67,7 @@ class DetectorRecipe(Strict):
     precision: Literal["fp32", "bf16"] = "bf16"
     device: str = Field("auto", description="auto: CUDA where there is one")
     workers: int = Field(0, ge=0, description="processes that prepare samples; 0: the training process itself")
+    in_memory: bool = Field(True, description="keep decoded pictures; false where they do not fit (COCO: 100 GB)")
     save_every: int = Field(250, ge=1, description="steps between checkpoints")
     evaluate_every: int = Field(500, ge=1, description="steps between measurements on the held-out pictures")
     box_threshold: float = Field(0.3, ge=0, le=1, description="lowest score of a box that is served by default")
@@ -216,8 +217,8 @@ def load_sets(recipe: DetectorRecipe) -> tuple[list[tuple[BoxSet, list[PictureFi
         share = recipe.held_out if index == 0 else 0.0
         longest, side = recipe.augmentation.cache_side, recipe.network.input_size
         kept = [r for r in data.images if not held_out(r, share) and len(r.boxes)]
-        files = [PictureFile(r, longest, side, all_labelled=source.all_labelled) for r in kept]
-        if recipe.workers:
+        files = [PictureFile(r, longest, side, all_labelled=source.all_labelled, keep=recipe.in_memory) for r in kept]
+        if recipe.workers and recipe.in_memory:
             # Decoded before the workers start, so that they share the memory.
             for file in files:
                 file()

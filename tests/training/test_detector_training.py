@@ -109,7 +109,9 @@ def test_wrong_recipe_names_the_field(recipe: Path, tmp_path: Path) -> None:
         train_detector(recipe, tmp_path / "run", ["loss.head_sample=3"])
 
 
-@pytest.mark.parametrize("name", ["detector_light", "detector_r50"])
+@pytest.mark.parametrize(
+    "name", ["detector_light", "detector_r50", "detector_r50_v2", "detector_mobilenet", "detector_megvii"]
+)
 def test_recipes_of_the_repository_are_valid(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITONPOSE_DATA", "/data")
     recipe = read_recipe(ROOT / "training" / "recipes" / f"{name}.yaml", DetectorRecipe)

@@ -1,8 +1,8 @@
 """Training pictures for the person detector: crops at many scales and mosaics, with boxes and ignore regions.
 
-A picture is decoded when it is first drawn and then stays in memory. Sample ``index`` of seed ``seed`` is always the
-same, whatever was drawn before it and however many workers draw: that makes runs repeatable and a resumed run the same
-as an uninterrupted one.
+A picture is decoded when it is first drawn and then stays in memory, unless a recipe says otherwise. Sample ``index``
+of seed ``seed`` is always the same, whatever was drawn before it and however many workers draw: that makes runs
+repeatable and a resumed run the same as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -102,23 +102,34 @@ def load_picture(record: ImageRecord | BoxRecord, longest: int, input_size: int)
 
 
 class PictureFile:
-    """A picture on disk that is decoded at most once; see :func:`load_picture` for the arguments.
+    """A picture on disk; see :func:`load_picture` for the arguments.
 
-    ``all_labelled=False`` says that nobody vouches for its background, whatever the record says.
+    ``all_labelled=False`` says that nobody vouches for its background, whatever the record says; ``keep=False`` decodes
+    it each time instead of once.
     """
 
     def __init__(
-        self, record: ImageRecord | BoxRecord, longest: int, input_size: int, *, all_labelled: bool = True
+        self,
+        record: ImageRecord | BoxRecord,
+        longest: int,
+        input_size: int,
+        *,
+        all_labelled: bool = True,
+        keep: bool = True,
     ) -> None:
+        self._keep = keep
         self._record = replace(record, complete=record.complete and all_labelled)
         self._sizes = longest, input_size
         self._picture: Picture | None = None
 
     def __call__(self) -> Picture:
         """The decoded picture. Raises DatasetError when there is none."""
-        if self._picture is None:
-            self._picture = load_picture(self._record, *self._sizes)
-        return self._picture
+        if self._picture is not None:
+            return self._picture
+        picture = load_picture(self._record, *self._sizes)
+        if self._keep:
+            self._picture = picture
+        return picture
 
 
 class DetectionDataset(Dataset[tuple[Tensor, Target]]):

@@ -284,7 +284,7 @@ class TorchvisionDetector(Detector):
         limit = images.shape[1]
         levels = self.features(images)
         scored = self.score(levels, limit)
-        parts = dict(zip(("rpn_class", "rpn_box"), self._rpn_losses(scored, targets), strict=True))
+        parts = dict(zip(("rpn_class", "rpn_box"), self._rpn_losses(scored, targets, limit), strict=True))
         with torch.no_grad():
             most = self.network.training_proposals
             boxes, logits = self.propose(Scored(*([v.detach() for v in part] for part in scored)), limit, most, most)
@@ -296,13 +296,15 @@ class TorchvisionDetector(Detector):
         total = torch.stack(list(parts.values())).sum()
         return total, {name: value.detach() for name, value in parts.items()}
 
-    def _rpn_losses(self, scored: Scored, targets: Sequence[Target]) -> tuple[Tensor, Tensor]:
+    def _rpn_losses(self, scored: Scored, targets: Sequence[Target], limit: int) -> tuple[Tensor, Tensor]:
         rpn = self.model.rpn
         anchors = torch.cat(scored.anchors)
         as_dicts = [{"boxes": target.boxes} for target in targets]
         labels, matched = rpn.assign_targets_to_anchors([anchors] * len(targets), as_dicts)
+        # What an anchor sees of the picture decides: the largest reach far over its rim.
+        seen = anchors.clamp(0, limit)
         for label, target in zip(labels, targets, strict=True):
-            label[(label == 0) & ignored_by(anchors, target.ignored)] = -1
+            label[(label == 0) & ignored_by(seen, target.ignored)] = -1
         logits, deltas = torch.cat(scored.logits, 1).reshape(-1, 1), torch.cat(scored.deltas, 1).reshape(-1, 4)
         if not any(bool((label >= 0).any()) for label in labels):
             return logits.sum() * 0, deltas.sum() * 0
