@@ -185,6 +185,15 @@ def test_lsp_says_hidden_where_lsp_extended_says_labelled(tmp_path: Path, extend
         assert first.box.tolist() == pytest.approx([10.5 - 1.3, 10.5 - 2.6, 23.5 + 1.3, 36.5 + 2.6])
 
 
+def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    names = []
+    for folder in ("scenes", "photographs"):
+        (tmp_path / folder).mkdir()
+        path = _coco(tmp_path / folder)
+        names += [_read("coco", path).name, _read("coco", path.rename(path.with_name("annotations.json"))).name]
+    assert names == ["set", "scenes", "set", "photographs"]
+
+
 def test_lsp_needs_a_picture_for_each_person(tmp_path: Path) -> None:
     (tmp_path / "joints.mat").write_bytes(_matlab("joints", np.zeros((3, 14, 2))))
     _picture(tmp_path / "im0001.jpg")

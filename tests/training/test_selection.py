@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from service.skeletons import AIC14, COCO17, UNION19
+from training.datasets import read_set
 from training.datasets.coco import CocoSet, DatasetError, ImageRecord, PersonRecord
 from training.datasets.union import pose_samples, sample_repeats
+from training.draws import SampleStream
 from training.recipe import DataSource
 from training.selection import centre_similarity, is_selected, least_similarity
 
@@ -122,6 +124,19 @@ def test_shares_are_parts_of_all_draws_and_the_rest_goes_by_repeat() -> None:
     assert (drawn / drawn.sum()).tolist() == pytest.approx([0.5 * 300 / 500, 0.2, 0.5 * 200 / 500, 0.3])
     # Without shares nothing changes.
     assert sample_repeats([sets[0], sets[2]], [100, 200]) == [3.0, 1.0]
+
+
+def test_rendered_scenes_are_the_part_of_all_draws_that_a_recipe_asks_for(rendered_data: Path) -> None:
+    scenes = DataSource(annotations=rendered_data / "annotations.json", images=rendered_data / "images", share=0.2)
+    people = [_person(n, (0, 0, 75, 100), (37, 50), 9) for n in range(1, 201)]
+    photographs = _set("photographs", people, scenes.model_copy(update={"share": None, "repeat": 3.0}))
+    for share, expected in ((0.2, 0.2), (0.05, 0.05), (None, 16 / (16 + 600))):
+        rendered = read_set(scenes.model_copy(update={"share": share}))
+        samples, repeats, _ = pose_samples([photographs, rendered], UNION19, min_joints=3, holdout=0)
+        drawn = SampleStream(repeats, seed=0).take(0, 40_000)
+        part = np.mean([samples[k].dataset == rendered.name for k in drawn])
+        # Six standard deviations of 40,000 draws.
+        assert part == pytest.approx(expected, abs=6 * (expected * (1 - expected) / 40_000) ** 0.5)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,8 @@ from training.recipe import DataSource
 
 # Names that annotation files give to joints we know by another.
 _ALIASES = {"head": "head_top", "top_head": "head_top", "upper_neck": "neck"}
+# File names that every set of a kind has (rendered scenes, LSP).
+_NAMELESS = ("annotations", "joints")
 
 
 class DatasetError(ValueError):
@@ -121,7 +123,7 @@ def parse_coco(raw: Any, source: DataSource) -> CocoSet:
     joints = [joint_name(joint) for joint in category.get("keypoints", [])]
     edges = [(joints[a - 1], joints[b - 1]) for a, b in category.get("skeleton", []) if max(a, b) <= len(joints)]
     try:
-        skeleton = make_skeleton(path.stem, joints, edges)
+        skeleton = make_skeleton(set_name(path), joints, edges)
     except KeyError as error:
         raise DatasetError(f"{path}: unknown joint {error} among {joints}") from error
     people: dict[int, list[PersonRecord]] = {}
@@ -141,7 +143,12 @@ def parse_coco(raw: Any, source: DataSource) -> CocoSet:
     if strangers:
         first = min(strangers, key=str)
         raise DatasetError(f"{path}: annotation {people[first][0].id} is for picture {first!r}, which is not listed")
-    return CocoSet(path.stem, skeleton, images, source.repeat, source)
+    return CocoSet(set_name(path), skeleton, images, source.repeat, source)
+
+
+def set_name(path: Path) -> str:
+    """What a set is called in reports: its file's name, or its folder's where the file's says nothing."""
+    return (path.resolve().parent.name or path.stem) if path.stem in _NAMELESS else path.stem
 
 
 def joint_name(written: str) -> str:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from service.oks import AREA_OF_BOX
 from service.skeletons import LSP14, Skeleton
-from training.datasets.coco import CocoSet, DatasetError, ImageRecord, PersonRecord, read_coco
+from training.datasets.coco import CocoSet, DatasetError, ImageRecord, PersonRecord, read_coco, set_name
 from training.datasets.matfile import read_mat
 from training.datasets.picture_size import picture_size
 from training.recipe import DataSource
@@ -39,18 +39,13 @@ def read_lsp(source: DataSource) -> CocoSet:
     pictures = sorted(source.images.glob("im*.*"))
     if len(pictures) != len(people):
         raise DatasetError(f"{path} has {len(people)} people, {source.images} has {len(pictures)} pictures im*")
-    skeleton = Skeleton(_name(source), LSP14.joints, LSP14.edges, LSP14.sigmas)
+    skeleton = Skeleton(set_name(path), LSP14.joints, LSP14.edges, LSP14.sigmas)
     images = []
     for number, (picture, keypoints) in enumerate(zip(pictures, people, strict=True), start=1):
         width, height = picture_size(picture)
         person = _person(number, keypoints, extended, (width, height), path)
         images.append(ImageRecord(number, picture, width, height, False, (person,) if person else ()))
     return CocoSet(skeleton.name, skeleton, tuple(images), source.repeat, source)
-
-
-def _name(source: DataSource) -> str:
-    # Every such file is called joints.mat: its folder tells them apart.
-    return source.annotations.resolve().parent.name or source.annotations.stem
 
 
 def _person(
