@@ -20,6 +20,8 @@ def ablate(
     overrides: Annotated[list[str] | None, typer.Option("--set", help="field=value, overrides the recipe.")] = None,
 ) -> None:
     """Train and measure every row of the ablation table, and print it."""
+    import signal
+
     from rich.console import Console
 
     from service.errors import ServiceError
@@ -29,6 +31,8 @@ def ablate(
     from training.datasets.coco import DatasetError
     from training.recipe import RecipeError
 
+    # A kill must end the trainings too, which it does once it is an exception.
+    signal.signal(signal.SIGTERM, lambda *_: _stop())
     try:
         ablation = Ablation(read_ablation(recipe, overrides or []), output)
         if not report:
@@ -43,3 +47,7 @@ def ablate(
         typer.echo(ablation_report.markdown(ablation))
     else:
         ablation_report.print_report(ablation, Console())
+
+
+def _stop() -> None:
+    raise typer.Exit(143)
