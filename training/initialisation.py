@@ -18,23 +18,20 @@ class InitialisationError(ValueError):
     """Weights that cannot be started from; names file and reason."""
 
 
-def gaussian_(network: PoseNet) -> None:
-    """Draw every convolution's weights from a Gaussian, in place; biases become 0.
+def gaussian_(network: nn.Module, deviation: float) -> None:
+    """Draw every convolution's weights from a Gaussian, in place; biases and normalisation layers stay.
 
-    The deviation is ``sqrt(1 / fan_in)``: outputs have the variance of the inputs. Normalisation layers stay as the
-    network made them.
+    Args:
+        network: built by its config, which draws what its paper says (Gaussian in all of them).
+        deviation: in units of ``sqrt(1 / fan_in)``; He et al. 2015 take 1.41.
     """
     for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-            weight = module.weight
-            # [out, in, ...], or [in, out, ...] where transposed; each output of a strided transposed convolution sees
-            # kernel / stride inputs along each axis.
-            fan_in = weight[0].numel() if not isinstance(module, nn.ConvTranspose2d) else (
-                weight.shape[0] * weight[0, 0].numel() // math.prod(module.stride)
-            )  # fmt: skip
-            nn.init.normal_(weight, std=math.sqrt(1 / fan_in))
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+        if isinstance(module, nn.Conv2d):
+            nn.init.normal_(module.weight, std=deviation / math.sqrt(module.weight[0].numel()))
+        elif isinstance(module, nn.ConvTranspose2d):
+            # [in, out, ...]; along each axis an output sees kernel / stride inputs.
+            inputs = module.weight.shape[0] * module.weight[0, 0].numel() / math.prod(module.stride)
+            nn.init.normal_(module.weight, std=deviation / math.sqrt(inputs))
 
 
 def load_matching(network: nn.Module, path: Path) -> tuple[int, int]:

@@ -43,7 +43,7 @@ def build_pose_network(recipe: PoseRecipe) -> PoseNet:
     """The network a recipe describes, freshly initialised."""
     network = recipe.network.build(len(recipe.joints), [r.name for r in recipe.radii])
     if recipe.gaussian:
-        gaussian_(network)
+        gaussian_(network, recipe.gaussian)
     return network
 
 

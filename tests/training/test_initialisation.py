@@ -1,0 +1,99 @@
+"""If these fail, a run starts from other weights than its recipe says, and nobody notices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models import resnet50
+
+from training.initialisation import InitialisationError, gaussian_, load_backbones, load_matching
+from training.networks.base import PoseNet, Unit
+from training.networks.hourglass import HourglassConfig
+from training.networks.registry import NETWORKS
+
+SLIM = HourglassConfig(stacks=1, width=16, dense=True)
+
+
+def test_gaussian_weights_have_the_deviation_asked_for() -> None:
+    torch.manual_seed(0)
+    wide = nn.Sequential(nn.Conv2d(64, 128, 3), nn.ConvTranspose2d(64, 32, 4, stride=2), nn.BatchNorm2d(32))
+    gaussian_(wide, 2**0.5)
+    for weight, inputs in ((wide[0].weight, 64 * 9), (wide[1].weight, 64 * 4)):
+        assert isinstance(weight, torch.Tensor)
+        assert float(weight.detach().std()) == pytest.approx((2 / inputs) ** 0.5, rel=0.02)
+        # A Gaussian's fourth moment is 3; the uniform start's is 1.8.
+        assert float((weight.detach() / weight.detach().std()).pow(4).mean()) == pytest.approx(3, abs=0.1)
+    assert (wide[2].weight == 1).all()
+
+
+def test_the_hourglass_starts_gaussian() -> None:
+    torch.manual_seed(0)
+    weight = HourglassConfig(stacks=1).build(17, ["medium"]).features[0][0].body[5].weight.detach()  # type: ignore
+    assert float((weight / weight.std()).pow(4).mean()) == pytest.approx(3, abs=0.2)
+
+
+def test_a_checkpoint_is_matched_by_name_and_shape(tmp_path: Path) -> None:
+    trained = SLIM.build(17, ["medium"])
+    torch.save({"kind": "pose", "recipe": {}, "weights": trained.state_dict()}, tmp_path / "model.pt")
+    same, other = SLIM.build(17, ["medium"]), SLIM.build(14, ["medium"])
+    assert load_matching(same, tmp_path / "model.pt") == (len(trained.state_dict()),) * 2
+    assert all(torch.equal(v, same.state_dict()[k]) for k, v in trained.state_dict().items())
+    fitted, total = load_matching(other, tmp_path / "model.pt")
+    assert total - fitted == 2  # the head's weight and bias
+    torch.save({"weights": {"x": torch.zeros(1)}}, tmp_path / "strange.pt")
+    with pytest.raises(InitialisationError, match=r"strange\.pt: no tensor fits"):
+        load_matching(same, tmp_path / "strange.pt")
+    (tmp_path / "broken.pt").write_bytes(b"no weights")
+    with pytest.raises(InitialisationError, match=r"broken\.pt"):
+        load_matching(same, tmp_path / "broken.pt")
+    with pytest.raises(InitialisationError, match=r"nowhere\.pt"):
+        load_matching(same, tmp_path / "nowhere.pt")
+
+
+class _TwoStages(PoseNet):
+    """Backbones as in MSPN: the second has no stem."""
+
+    def __init__(self) -> None:
+        super().__init__(17, ["medium"], [Unit(0, 1)])
+        second = resnet50()
+        del second.conv1, second.bn1
+        self.backbones = nn.ModuleList([resnet50(), second])
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        raise NotImplementedError
+
+
+def test_every_stage_gets_the_backbones_weights(tmp_path: Path) -> None:
+    """A few ImageNet-like weights, the later layers missing: half or less may be."""
+    torch.manual_seed(0)
+    weights = resnet50().state_dict()
+    torch.save(weights, tmp_path / "r50.pth")
+    network = _TwoStages()
+    loaded, total = load_backbones(network, tmp_path / "r50.pth")
+    assert loaded == total
+    for backbone in network.backbones:
+        assert torch.equal(backbone.layer4[2].conv3.weight, weights["layer4.2.conv3.weight"])  # type: ignore
+    weights["layer2.0.conv1.weight"] = torch.zeros(3, 3, 1, 1)
+    torch.save(weights, tmp_path / "other.pth")
+    with pytest.raises(InitialisationError, match=r"other\.pth: layer2\.0\.conv1\.weight is \[3, 3, 1, 1\]"):
+        load_backbones(network, tmp_path / "other.pth")
+    torch.save({k: v for k, v in weights.items() if k.startswith("layer1")}, tmp_path / "part.pth")
+    with pytest.raises(InitialisationError, match=r"part\.pth: lacks \d+ of \d+ tensors"):
+        load_backbones(network, tmp_path / "part.pth")
+    with pytest.raises(InitialisationError, match="StackedHourglass has no backbone"):
+        load_backbones(SLIM.build(17, ["medium"]), tmp_path / "r50.pth")
+
+
+@pytest.mark.parametrize("name", ["mspn", "simple_baseline", "cpn"])
+def test_the_published_networks_take_torchvisions_weights(name: str, tmp_path: Path) -> None:
+    weights = resnet50().state_dict()
+    torch.save(weights, tmp_path / "r50.pth")
+    network = NETWORKS[name].model_validate({"name": name}).build(17, ["medium"])
+    load_backbones(network, tmp_path / "r50.pth")
+    backbones = network.backbones
+    assert isinstance(backbones, list)
+    for backbone in backbones:
+        assert torch.equal(backbone.state_dict()["layer3.1.conv2.weight"], weights["layer3.1.conv2.weight"])
