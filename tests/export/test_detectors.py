@@ -1,4 +1,4 @@
-"""Every detector of the registry, from a recipe to the service's engine. If these fail, one of them cannot be served."""
+"""Every detector of the registry, from recipe to engine. If these fail, one of them cannot be trained or served."""
 
 from __future__ import annotations
 
