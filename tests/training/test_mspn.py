@@ -7,8 +7,11 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from tests.conftest import ROOT
 from tests.training.test_multi_stage import figures
 from training.networks.mspn import MSPN, MSPNConfig
+from training.pose_recipe import PoseRecipe
+from training.recipe import read_recipe
 
 
 @pytest.mark.parametrize(
@@ -87,6 +90,35 @@ def test_gaussian_start_keeps_the_scale_of_features() -> None:
     assert float(weight.detach().abs().max()) > 3.5 * float(weight.detach().std()), "not a Gaussian's tail"
 
 
-def test_light_form_stays_under_one_gmac() -> None:
-    fields = {"stages": 2, "blocks": "basic", "layers": (1, 1, 1, 1), "width": 32, "features": 64}
-    assert figures({"name": "mspn", **fields})[1] < 1
+@pytest.mark.parametrize("name", ["pose_mspn_small", "pose_rsn_small"])
+def test_recipes_for_cpus_stay_under_one_gmac(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITONPOSE_DATA", "data")
+    recipe = read_recipe(ROOT / "training" / "recipes" / f"{name}.yaml", PoseRecipe)
+    heads = [radius.name for radius in recipe.radii]
+    _, gmacs = figures(recipe.network.model_dump(), (recipe.height, recipe.width), len(recipe.joints), heads)
+    assert gmacs < 1
+
+
+def test_recipe_has_the_published_schedule_and_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COCO", "coco")
+    monkeypatch.setenv("WEIGHTS", "weights")
+    recipe = read_recipe(ROOT / "training" / "recipes" / "pose_mspn.yaml", PoseRecipe)
+    assert recipe.learning_rate == recipe.devices * 5e-4 and recipe.batch == recipe.devices * 32
+    factor = [recipe.schedule.factor(step, recipe.steps) for step in (0, 1200, 2400, 49200, 95999)]
+    assert factor == pytest.approx([0.1, 0.55, 1, 0.5, 0], abs=2e-5)
+    assert recipe.optimiser.kind == "adam" and recipe.weight_decay == 1e-5
+    # Standard deviations of cv2.GaussianBlur's windows 15, 11, 9, 7, 5, measured.
+    windows = [2.554, 1.952, 1.658, 1.369, 1.000]
+    units = recipe.network.build(1, ("small",)).units
+    found = [recipe.radii[0].sigma * recipe.supervision.width_factor(unit) for unit in units]
+    assert found == pytest.approx(windows[:4] + windows[1:], abs=2e-3)
+    assert [recipe.supervision.unit_weight(unit) for unit in units] == [0.25, 0.25, 0.25, 1] * 2
+    assert [recipe.supervision.hard_joints_of(unit) for unit in units] == [None, None, None, 8] * 2
+
+
+def test_recipe_of_megviis_report_judges_every_later_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COCO", "coco")
+    recipe = read_recipe(ROOT / "training" / "recipes" / "pose_megvii_report.yaml", PoseRecipe)
+    assert [recipe.supervision.threshold(stage) for stage in range(3)] == [None, 0.8, 0.6]
+    # Gaussian, as the network draws itself.
+    assert recipe.gaussian is None and recipe.init is None and recipe.init_backbone is None

@@ -32,10 +32,12 @@ def tiny(name: str, joints: int = 3, heads: Sequence[str] = ("large", "small"), 
     return network
 
 
-def figures(network: dict[str, Any], size: tuple[int, int] = (256, 192)) -> tuple[float, float]:
-    """Millions of parameters and GMACs with 17 joints and one head, by torch's own counter."""
+def figures(
+    network: dict[str, Any], size: tuple[int, int] = (256, 192), joints: int = 17, heads: Sequence[str] = ("medium",)
+) -> tuple[float, float]:
+    """Millions of parameters and GMACs of one crop (height, width), by torch's own counter."""
     with torch.device("meta"):
-        built = network_config(network).build(17, ("medium",)).eval()
+        built = network_config(network).build(joints, heads).eval()
         images = torch.zeros(1, 3, *size)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         built(images)

@@ -102,7 +102,3 @@ def test_pose_refine_machine_is_in_the_graph_and_can_be_left_out() -> None:
     machine: Any = refined.refine
     for layer in (machine.enter[0], machine.whole[0][0], machine.whole[1][0], machine.cells[0][0], machine.cells[1]):
         assert float(layer.weight.grad.abs().sum()) > 0
-
-
-def test_light_form_stays_under_one_gmac() -> None:
-    assert figures({"name": "rsn", "width": 32, "features": 64})[1] < 1
