@@ -20,6 +20,20 @@ class _Precision(str, Enum):
     FP16_WEIGHTS = "fp16-weights"
 
 
+class _Refinement(str, Enum):
+    NONE = "none"
+    QUARTER = "quarter"
+    MEGVII = "megvii"
+    TAYLOR = "taylor"
+    DARK = "dark"
+
+
+class _Convention(str, Enum):
+    PIXEL_CENTRE = "pixel_centre"
+    MSRA = "msra"
+    MEGVII = "megvii"
+
+
 @app.command()
 def export(
     checkpoints: Annotated[list[Path], typer.Argument(help="model.pt of training runs: pose, detector, or both")],
@@ -28,6 +42,10 @@ def export(
     detector: Annotated[str, typer.Option(help="person detector; pose ensembles ask for it")] = "person_detector",
     keep: Annotated[int, typer.Option(min=1, help="versions kept of each model")] = 2,
     precision: Annotated[_Precision, typer.Option(help="how weights are stored")] = _Precision.FP16_WEIGHTS,
+    refine: Annotated[_Refinement, typer.Option(help="sub-pixel step from the highest cell")] = _Refinement.TAYLOR,
+    convention: Annotated[
+        _Convention | None, typer.Option(help="of heatmap coordinates, for weights that others trained")
+    ] = None,
     score_threshold: Annotated[float, typer.Option(min=0, max=1, help="joint score from which v is 2")] = 0.2,
     box_threshold: Annotated[
         float | None, typer.Option(min=0, max=1, help="lowest detector score kept; default: the recipe's")
@@ -46,12 +64,13 @@ def export(
     from export.plans import PlanOptions
 
     options = PlanOptions(
-        name=name, detector=detector, precision=precision.value,
+        name=name, detector=detector, precision=precision.value, refinement=refine.value,
         score_threshold=score_threshold, box_threshold=box_threshold,
     )  # fmt: skip
     request = ExportRequest(
         checkpoints=tuple(checkpoints), repository=repository, options=options, keep=keep,
         check_data=check_data, check_count=check_count, metrics=tuple(metrics or ()),
+        convention=convention.value if convention else None,
     )  # fmt: skip
     try:
         run_export(request, console)

@@ -102,7 +102,8 @@ def pose_card(
         "",
         f"{network.description}, {made_of}, "
         f"for {len(preset)} joints: {', '.join(preset.joints)}. Radii: {radii}; their maps are fused by a weighted "
-        "product and decoded inside the graph.",
+        f"product and decoded inside the graph (refinement `{options.refinement}`, heatmap coordinates "
+        f"`{source.convention}`).",
         "",
         "| tensor | type | shape |",
         "|---|---|---|",

@@ -6,11 +6,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from service.skeletons import SKELETONS, Skeleton
+from training.conventions import Convention
+from training.decoding import fused_sigma
 from training.detector import DetectorRecipe
 from training.networks.base import PoseNet
 from training.networks.detector_base import Detector
@@ -31,11 +33,13 @@ class PoseSource:
         networks: the trained networks in evaluation mode, in the order of the checkpoints.
         recipes: one for each network.
         stories: each checkpoint's ``model.json``; empty where there is none.
+        convention: where a heatmap's cell lies in the crop; not ours for weights that others trained.
     """
 
     networks: tuple[PoseNet, ...]
     recipes: tuple[PoseRecipe, ...]
     stories: tuple[dict[str, Any], ...]
+    convention: Convention = "pixel_centre"
 
     def __post_init__(self) -> None:
         first = self.recipes[0]
@@ -55,6 +59,11 @@ class PoseSource:
     def radii(self) -> tuple[Radius, ...]:
         """All heads, in the order of ``fusion_weights``."""
         return tuple(radius for recipe in self.recipes for radius in recipe.radii)
+
+    @property
+    def sigma(self) -> float:
+        """Of the Gaussian that all heads fused with equal weights draw, in heatmap cells."""
+        return fused_sigma([radius.sigma for radius in self.radii])
 
     @property
     def joints(self) -> Skeleton:
@@ -111,6 +120,7 @@ def read_checkpoints(paths: Sequence[Path]) -> tuple[PoseSource | None, Detector
         ExportError: a file that is no checkpoint, pose checkpoints that do not fit together, two detectors.
     """
     pose: list[tuple[PoseRecipe, PoseNet, dict[str, Any]]] = []
+    conventions: set[Convention] = set()
     detectors: list[DetectorSource] = []
     for path in paths:
         try:
@@ -121,6 +131,7 @@ def read_checkpoints(paths: Sequence[Path]) -> tuple[PoseSource | None, Detector
         try:
             if kind == "pose":
                 pose.append((*load_pose_checkpoint(path), read_story(path)))
+                conventions.add(_convention(saved))
             elif kind == "detector":
                 recipe = DetectorRecipe.model_validate(saved["recipe"])
                 network = recipe.network.build()
@@ -135,8 +146,18 @@ def read_checkpoints(paths: Sequence[Path]) -> tuple[PoseSource | None, Detector
     source = None
     if pose:
         recipes, networks, stories = zip(*pose, strict=True)
-        source = PoseSource(tuple(networks), tuple(recipes), tuple(stories))
+        if len(conventions) > 1:
+            raise ExportError(f"pose checkpoints differ in the convention of their heatmaps: {sorted(conventions)}")
+        source = PoseSource(tuple(networks), tuple(recipes), tuple(stories), conventions.pop())
     return source, detectors[0] if detectors else None
+
+
+def _convention(saved: dict[str, Any]) -> Convention:
+    """What a checkpoint says about its heatmaps; training says nothing, whoever imports foreign weights should."""
+    value: Convention = saved.get("convention", "pixel_centre")
+    if value not in get_args(Convention):
+        raise ValueError(f"unknown convention {value!r}; known: {', '.join(get_args(Convention))}")
+    return value
 
 
 def read_story(checkpoint: Path) -> dict[str, Any]:

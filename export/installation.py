@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.box import SIMPLE
@@ -22,6 +22,7 @@ from service.engines.base import Engine
 from service.engines.embedded import EmbeddedEngine
 from service.engines.sessions import RuntimeSettings
 from service.errors import ServiceError
+from training.conventions import Convention
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class ExportRequest:
     check_data: tuple[Path, Path] | None = None
     check_count: int = 64
     metrics: tuple[Path, ...] = ()
+    convention: Convention | None = None
 
 
 def run_export(request: ExportRequest, console: Console) -> None:
@@ -44,6 +46,8 @@ def run_export(request: ExportRequest, console: Console) -> None:
         ExportError: with the reason; the repository is as it was.
     """
     pose, detector = read_checkpoints(request.checkpoints)
+    if pose and request.convention:
+        pose = replace(pose, convention=request.convention)
     metrics = [read_metrics(path) for path in request.metrics]
     with staging_folder(request.repository) as staged:
         cards: dict[str, str] = {}
@@ -108,7 +112,9 @@ def _stage_pose(
     _write(staged, plan.models, request)
     samples = load_samples(request.check_data, source.data, request.check_count)
     crops = samples.crops(source.size, request.check_count)
-    found = _on_engine(staged, lambda engine: check_pose(engine, source, plan.ensembles, plan.flips, crops))
+    found = _on_engine(
+        staged, lambda engine: check_pose(engine, source, plan.ensembles, plan.flips, crops, options.refinement)
+    )
     for preset in source.presets:
         name = plan.ensembles[preset.name]
         cards[name] = pose_card(source, preset, name, options, found, samples.name, metrics)

@@ -18,7 +18,8 @@ from export.checkpoints import DetectorSource, PoseSource
 from service.engines.base import Engine
 from service.skeletons import Skeleton
 from service.suppression import iou_nms
-from training.decoding import decode, fuse
+from training.conventions import flip_shift, unmirrored
+from training.decoding import Refinement, decode, fuse
 from training.networks.base import normalise
 from training.targets import activate
 
@@ -84,7 +85,12 @@ def difference(model: str, what: str, distances: Array, scores: Array, limits: L
 
 
 async def check_pose(
-    engine: Engine, source: PoseSource, ensembles: dict[str, str], flips: dict[str, str], crops: Pixels
+    engine: Engine,
+    source: PoseSource,
+    ensembles: dict[str, str],
+    flips: dict[str, str],
+    crops: Pixels,
+    refinement: Refinement = "taylor",
 ) -> list[Difference]:
     """Compare every preset's ensemble and flip ensemble.
 
@@ -93,11 +99,12 @@ async def check_pose(
         source: the trained networks.
         ensembles, flips: names of the ensembles by preset.
         crops: uint8 [P, H, W, 3].
+        refinement: sub-pixel decoding that was exported.
     """
     straight = reference_maps(source, crops)
     mirrored_crops = np.ascontiguousarray(crops[:, :, ::-1])
-    partners = list(source.joints.flip_permutation)
-    mirrored = [maps[:, partners].flip(-1) for maps in reference_maps(source, mirrored_crops)]
+    partners, shift = source.joints.flip_permutation, flip_shift(source.convention, source.stride)
+    mirrored = [unmirrored(maps, partners, shift) for maps in reference_maps(source, mirrored_crops)]
     averaged = [(a + b) / 2 for a, b in zip(straight, mirrored, strict=True)]
     radii = source.radii
     alone = np.eye(len(radii), dtype=np.float32)
@@ -110,13 +117,14 @@ async def check_pose(
                 choices[f"{radius.name} alone"] = row
         for what, row in choices.items():
             weights = np.tile(row, (len(crops), 1))
-            expected = _keypoints(source, preset, straight, weights)
+            expected = _keypoints(source, preset, straight, weights, refinement)
             answer = await _ask_pose(engine, ensembles[preset.name], crops, weights)
             found.append(_compare_joints(ensembles[preset.name], what, answer, expected))
         flip = flips[preset.name]
         weights = np.ones((len(crops), len(radii)), np.float32)
         answer = await _ask_pose(engine, flip, crops, weights)
-        found.append(_compare_joints(flip, "all radii", answer, _keypoints(source, preset, averaged, weights)))
+        expected = _keypoints(source, preset, averaged, weights, refinement)
+        found.append(_compare_joints(flip, "all radii", answer, expected))
         # Whatever the network: a mirrored crop must give mirrored joints.
         again = await _ask_pose(engine, flip, mirrored_crops, weights)
         again = again[:, list(preset.flip_permutation)]
@@ -138,10 +146,16 @@ def reference_maps(source: PoseSource, crops: Pixels) -> list[Tensor]:
     return [torch.cat(maps) for maps in zip(*chunks, strict=True)]
 
 
-def _keypoints(source: PoseSource, preset: Skeleton, maps: Sequence[Tensor], weights: npt.NDArray[np.float32]) -> Array:
+def _keypoints(
+    source: PoseSource,
+    preset: Skeleton,
+    maps: Sequence[Tensor],
+    weights: npt.NDArray[np.float32],
+    refinement: Refinement,
+) -> Array:
     rows = list(preset.indices_in(source.joints))
     fused = fuse([m[:, rows].double() for m in maps], torch.from_numpy(weights).double())
-    return decode(fused, source.stride).numpy()
+    return decode(fused, source.stride, refinement, sigma=source.sigma, convention=source.convention).numpy()
 
 
 async def _ask_pose(engine: Engine, model: str, crops: Pixels, weights: npt.NDArray[np.float32]) -> Array:

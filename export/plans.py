@@ -15,6 +15,8 @@ from export.pose import FlipAverage, PoseFusion, PoseHeads, PoseMirror
 from service.crops import PADDING
 from service.engines.base import TensorSpec
 from service.skeletons import Skeleton
+from training.conventions import flip_shift
+from training.decoding import Refinement
 from training.networks.detector_base import DetectorForExport
 
 Precision = Literal["fp32", "fp16-weights"]
@@ -31,6 +33,7 @@ class PlanOptions:
         name: of the pose ensemble of the first preset, and prefix of all others.
         detector: name of the person detector, also of the one the pose ensembles ask for.
         precision: how weights are stored; the arithmetic is float32 either way.
+        refinement: sub-pixel decoding of the peaks, inside the graph.
         score_threshold: joint score from which ``v`` is 2, unless a request says otherwise.
         box_threshold: lowest detector score that is kept, unless a request says otherwise; None for the recipe's.
         pose_batch, detector_batch: ``max_batch_size``.
@@ -39,6 +42,7 @@ class PlanOptions:
     name: str = "pose"
     detector: str = "person_detector"
     precision: Precision = "fp16-weights"
+    refinement: Refinement = "taylor"
     score_threshold: float = 0.2
     box_threshold: float | None = None
     pose_batch: int = 64
@@ -128,7 +132,8 @@ def _flip_parts(source: PoseSource, options: PlanOptions, names: _PoseNames) -> 
     crops = torch.zeros(_EXAMPLE, *names.crops.shape, dtype=torch.uint8)
     mirrored = TensorSpec("mirrored", names.crops.dtype, names.crops.shape)
     average = export_graph(
-        FlipAverage(source.joints), [names.examples(), names.examples()],
+        FlipAverage(source.joints, flip_shift(source.convention, source.stride)),
+        [names.examples(), names.examples()],
         [*names.maps(), *names.maps("mirrored")], names.maps("averaged"),
     )  # fmt: skip
     return [
@@ -150,9 +155,10 @@ def _preset_models(
     fusion, flip = f"{name}_fusion", f"{name}_flip"
     keypoints = TensorSpec("keypoints", "float32", (len(preset), 3))
     examples = [names.examples(), torch.ones(_EXAMPLE, len(names.radii))]
-    graph = export_graph(
-        PoseFusion(source.joints, preset, source.stride), examples, [*names.maps(), "fusion_weights"], ["keypoints"]
+    decoded = PoseFusion(
+        source.joints, preset, source.stride, options.refinement, sigma=source.sigma, convention=source.convention
     )
+    graph = export_graph(decoded, examples, [*names.maps(), "fusion_weights"], ["keypoints"])
     parameters = _pose_parameters(source, options, preset)
     network_steps = _network_steps(source, options, names, "crops", "heatmaps")
     mirrored_steps = _network_steps(source, options, names, "mirrored", "mirrored")
@@ -209,5 +215,7 @@ def _pose_parameters(source: PoseSource, options: PlanOptions, preset: Skeleton)
         "radii": ",".join(radius.name for radius in source.radii),
         "detector": options.detector,
         "padding": f"{PADDING:g}",
+        "refinement": options.refinement,
+        "convention": source.convention,
         "score_threshold": f"{options.score_threshold:g}",
     }

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from export.trunks import InferenceTrunk
 from service.skeletons import Skeleton
-from training.decoding import decode, fuse
+from training.conventions import Convention, unmirrored
+from training.decoding import Refinement, decode, fuse
 from training.networks.base import PoseNet
 from training.targets import Radius, activate
 
@@ -32,12 +33,29 @@ class PoseHeads(nn.Module):
 
 
 class PoseFusion(nn.Module):
-    """R maps and their weights to the joints of one skeleton."""
+    """R maps and their weights to the joints of one skeleton.
 
-    def __init__(self, trunk: Skeleton, preset: Skeleton, stride: int) -> None:
+    Args:
+        trunk: the skeleton of the maps.
+        preset: the skeleton to answer.
+        stride, refinement, sigma, convention: see :func:`training.decoding.decode`.
+    """
+
+    def __init__(
+        self,
+        trunk: Skeleton,
+        preset: Skeleton,
+        stride: int,
+        refinement: Refinement = "taylor",
+        *,
+        sigma: float = 2.0,
+        convention: Convention = "pixel_centre",
+    ) -> None:
         super().__init__()
         self.rows = preset.indices_in(trunk)
-        self.stride = stride
+        self.stride, self.sigma = stride, sigma
+        self.refinement: Refinement = refinement
+        self.convention: Convention = convention
         if min(self.rows) < 0:
             raise ValueError(f"{trunk.name} lacks joints of {preset.name}")
 
@@ -47,7 +65,8 @@ class PoseFusion(nn.Module):
         # A leading run of joints (COCO's in the union) is a slice, not a gather.
         whole = rows == list(range(len(rows)))
         chosen = [maps[:, : len(rows)] if whole else maps[:, rows] for maps in heatmaps]
-        return decode(fuse(chosen, weights), self.stride)
+        fused = fuse(chosen, weights)
+        return decode(fused, self.stride, self.refinement, sigma=self.sigma, convention=self.convention)
 
 
 class PoseMirror(nn.Module):
@@ -61,13 +80,14 @@ class PoseMirror(nn.Module):
 class FlipAverage(nn.Module):
     """Maps of crops and of their mirror images to the mean of both, the latter un-mirrored.
 
-    Pixel-centre coordinates make the maps exact mirror images: nothing has to be shifted.
+    Pixel-centre coordinates make the maps exact mirror images: nothing has to be shifted. The maps of networks of
+    another convention are moved by a part of a cell, see :func:`training.conventions.flip_shift`.
     """
 
-    def __init__(self, skeleton: Skeleton) -> None:
+    def __init__(self, skeleton: Skeleton, shift: float = 0.0) -> None:
         super().__init__()
-        self.partners = list(skeleton.flip_permutation)
+        self.partners, self.shift = skeleton.flip_permutation, shift
 
     def forward(self, straight: list[Tensor], mirrored: list[Tensor]) -> list[Tensor]:
         """R maps each [P, K, h, w] to R maps."""
-        return [(a + b[:, self.partners].flip(-1)) / 2 for a, b in zip(straight, mirrored, strict=True)]
+        return [(a + unmirrored(b, self.partners, self.shift)) / 2 for a, b in zip(straight, mirrored, strict=True)]

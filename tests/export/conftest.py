@@ -42,15 +42,18 @@ def random_pose_network(recipe: PoseRecipe, seed: int = 0) -> StackedHourglass:
     """Random, but with batch-norm statistics that fit and maps with distinct peaks, as a trained network has."""
     torch.manual_seed(seed)
     network = build_pose_network(recipe)
+    assert isinstance(network, StackedHourglass)
     randomise_norms(network)
     crops = torch.randint(0, 256, (4, recipe.height, recipe.width, 3), dtype=torch.uint8)
     with torch.no_grad():
         for _ in range(30):
             network(normalise(crops))
+        spread = network.eval()(normalise(crops))[-1].std()
+        # Wider maps saturate when they are served, and cells of the same height have no order; this leaves peaks apart.
+        wanted = 1.0 if recipe.radii[0].kind == "softmax" else 0.25
         for layer in network.outputs:
             assert isinstance(layer, nn.Conv2d)
-            # A softmax of small numbers is flat; a clamp or sigmoid of large ones is a plateau.
-            layer.weight.mul_(6.0 if recipe.radii[0].kind == "softmax" else 1.0)
+            layer.weight.mul_(wanted / spread)
     return network.eval()
 
 
