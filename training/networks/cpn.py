@@ -36,7 +36,9 @@ def _head(inputs: int, outputs: int) -> nn.Conv2d:
 
 def resize(x: Tensor, like: Tensor) -> Tensor:
     """[N, C, h, w] to the height and width of ``like``; the centres of cells stay where they are in the crop."""
-    return functional.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
+    # By a factor, not to a size, which an exported graph would work out from shapes at run time.
+    factor = float(like.shape[-1] // x.shape[-1])
+    return functional.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)
 
 
 class Bottleneck(nn.Module):

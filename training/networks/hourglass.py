@@ -83,7 +83,8 @@ class Hourglass(nn.Module):
         """[N, C, H, W] to the same shape."""
         low = self.leave(self.middle(self.enter(self.pool(x))))
         skip: Tensor = self.skip(x)
-        return skip + functional.interpolate(low, size=skip.shape[-2:], mode="nearest")
+        out = functional.interpolate(low, scale_factor=2.0, mode="nearest")
+        return skip + out[..., : skip.shape[-2], : skip.shape[-1]]
 
 
 class StackedHourglass(PoseNet):
