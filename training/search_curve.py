@@ -42,7 +42,7 @@ def summary_lines(trials: Sequence[Trial], confirmed: Sequence[Confirmation]) ->
         )
     trained = [trial for trial in trials if not trial.again]
     seconds = sum(trial.seconds for trial in trained)
-    yield f"{len(trained)} of {len(trials)} blocks were trained, in {seconds / 60:.1f} minutes."
+    yield f"{len(trained)} of {len(trials)} blocks were trained, in {seconds / 60:.1f} minutes of processor time."
 
 
 def _spread(values: Sequence[float]) -> str:

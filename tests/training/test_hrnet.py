@@ -1,10 +1,13 @@
 """If these fail, published HRNet weights and figures no longer describe this network."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from training.networks.hrnet import HRNet, HRNetConfig
+from training.initialisation import load_backbones
+from training.networks.hrnet import HRNet, HRNetBackbone, HRNetConfig
 from training.networks.registry import network_config
 
 
@@ -68,6 +71,23 @@ def test_the_coarsest_branch_reaches_the_map() -> None:
         whole = network(images)[0]
         network.get_parameter("stage4.0.fuse_layers.0.3.0.weight").zero_()
         assert float((network(images)[0] - whole).abs().max()) > 0
+
+
+def test_imagenet_weights_are_taken_by_name(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    backbone = HRNetBackbone(8, stem=8, blocks=1, modules=(1, 1, 1))
+    torch.save({**backbone.state_dict(), "classifier.weight": torch.ones(1000, 64)}, tmp_path / "imagenet.pth")
+    network = tiny()
+    head = network.final_layer.weight.clone()
+    loaded, total = load_backbones(network, tmp_path / "imagenet.pth")
+    assert loaded == len(backbone.state_dict()) == total - 2
+    for name, value in backbone.state_dict().items():
+        assert bool((network.state_dict()[name] == value).all()), name
+    assert bool((network.final_layer.weight == head).all())
+    with torch.no_grad():
+        images = torch.randn(1, 3, 64, 64)
+        features = backbone.eval()(images)
+        torch.testing.assert_close(network.eval()(images)[0].flatten(1, 2), network.final_layer(features))
 
 
 def test_recipe_names_it_and_refuses_impossible_widths() -> None:

@@ -188,6 +188,11 @@ class HRNet(PoseNet, _Branches):
         nn.init.normal_(self.final_layer.weight, std=0.001)
         nn.init.constant_(self.final_layer.bias, 0.0)  # type: ignore[arg-type]
 
+    @property
+    def backbones(self) -> list[nn.Module]:
+        """What ImageNet weights may be loaded into: HRNet's own, whose classifier has no place here."""
+        return [self]
+
     def forward(self, images: Tensor) -> list[Tensor]:
         """Normalised images [N, 3, H, W] to one raw map [N, R, K, H/4, W/4]."""
         return [self.split(self.final_layer(self.features(images)))]
