@@ -7,6 +7,7 @@ in a file that several runs share, or on the GPU.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -105,16 +106,17 @@ def cut_patches(
     starts, sizes = np.zeros(len(samples), np.int64), np.zeros((len(samples), 2), np.int64)
     to_patch = np.zeros((len(samples), 2, 2))
     store: _FileStore | _MemoryStore = _FileStore(file) if file else _MemoryStore()
-    for index, patch, transform in _cut_in_order(samples, size, threads or os.cpu_count() or 1):
-        starts[index] = store.add(patch)
-        sizes[index] = patch.shape[1], patch.shape[0]
-        to_patch[index] = transform
-        done(1)
-    if file and isinstance(store, _FileStore):
-        store.close(starts=starts, sizes=sizes, to_patch=to_patch)
-        return _mapped(file)
-    assert isinstance(store, _MemoryStore)
-    return Patches(store.close(), starts, sizes, to_patch)
+    try:
+        for index, patch, transform in _cut_in_order(samples, size, threads or os.cpu_count() or 1):
+            starts[index] = store.add(patch)
+            sizes[index] = patch.shape[1], patch.shape[0]
+            to_patch[index] = transform
+            done(1)
+        if isinstance(store, _FileStore):
+            store.finish(starts=starts, sizes=sizes, to_patch=to_patch)
+    finally:
+        store.close()
+    return _mapped(file) if file else Patches(store.pixels, starts, sizes, to_patch)
 
 
 class _MemoryStore:
@@ -134,12 +136,18 @@ class _MemoryStore:
         self._buffer += patch.data.cast("B")
         return start
 
-    def close(self) -> Bytes:
+    def close(self) -> None:
+        """Nothing to give back."""
+
+    @property
+    def pixels(self) -> Bytes:
         return np.frombuffer(self._buffer, np.uint8)
 
 
 class _FileStore:
     """A file that becomes visible when it is whole."""
+
+    pixels: Bytes = np.zeros(0, np.uint8)
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -156,11 +164,11 @@ class _FileStore:
         try:
             self._file.write(patch.data)
         except OSError as error:
-            raise self._failed(error) from error
+            raise DatasetError(f"{self._partial}: cannot write patches: {error.strerror or error}") from error
         self._length += patch.size
         return start
 
-    def close(self, **table: npt.NDArray[np.generic]) -> None:
+    def finish(self, **table: npt.NDArray[np.generic]) -> None:
         try:
             self._file.close()
             os.replace(self._partial, self._path.with_suffix(".bin"))
@@ -168,12 +176,13 @@ class _FileStore:
                 np.savez(file, **table)  # type: ignore[arg-type]
             os.replace(self._partial, self._path.with_suffix(".npz"))
         except OSError as error:
-            raise self._failed(error) from error
+            raise DatasetError(f"{self._partial}: cannot write patches: {error.strerror or error}") from error
 
-    def _failed(self, error: OSError) -> DatasetError:
-        self._file.close()
+    def close(self) -> None:
+        """Leave nothing half written behind."""
+        with contextlib.suppress(OSError):  # what could not be flushed was told already
+            self._file.close()
         self._partial.unlink(missing_ok=True)
-        return DatasetError(f"cache {self._path.parent}: cannot write patches: {error.strerror or error}")
 
 
 def _mapped(file: Path) -> Patches:
