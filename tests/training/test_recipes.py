@@ -10,6 +10,7 @@ import torch
 
 from tests.conftest import ROOT
 from training.detector import DetectorRecipe
+from training.networks.registry import NETWORKS
 from training.pose import PoseRecipe
 from training.recipe import RecipeError, read_recipe
 
@@ -60,3 +61,12 @@ def test_a_variable_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv("COCO")
     with pytest.raises(RecipeError, match=r"pose_cpn.*\$\{COCO\}.*not set"):
         read_recipe(ROOT / "training" / "recipes" / "pose_cpn.yaml", PoseRecipe)
+
+
+def test_every_network_has_a_recipe_for_gpus_and_one_for_cpus() -> None:
+    def networks(paths: list[Path]) -> set[str]:
+        return {read_recipe(path, PoseRecipe).network.name for path in paths}
+
+    small = [path for path in POSE if path.stem.endswith(("_light", "_slim", "_small"))]
+    assert networks(small) == set(NETWORKS)
+    assert networks([path for path in POSE if path not in small]) == set(NETWORKS)
