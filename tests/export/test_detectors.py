@@ -22,6 +22,7 @@ from service.scenes import render_scene, write_coco
 from training.datasets.detection import DetectionDataset, collate
 from training.detector import DetectorRecipe, load_sets, make_optimizer, train_detector, train_step
 from training.networks.detectors import DETECTORS
+from training.schedule import cosine_rate
 
 SIDE = 128
 OWN: dict[str, Any] = {"width": 8, "pyramid_channels": 16, "head_channels": 32, "proposals": 24}
@@ -43,13 +44,14 @@ def four_scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def recipe(folder: Path, name: str, changes: dict[str, Any]) -> dict[str, Any]:
     own = name == "faster_rcnn"
+    rate = 0.002 if own else 0.001 if "mobilenet" in name else 0.0005
     return {
         "train": [{"annotations": str(folder / "annotations.json"), "images": str(folder / "images")}],
         "held_out": 0.0,
         "network": {"name": name, "input_size": SIDE, **(OWN if own else THEIRS), **changes},
         **({"loss": {"proposals": 24, "head_samples": 16}} if own else {}),
         "augmentation": {"size": SIDE, "mosaic": 0, "colour": 0, "flip": 0, "scale": [0.999, 1.001], "cache_side": 160},
-        "batch_size": 4, "steps": 3, "warmup_steps": 2, "learning_rate": 0.002 if own else 0.0003, "precision": "fp32",
+        "batch_size": 4, "steps": 3, "warmup_steps": 2, "learning_rate": rate, "precision": "fp32",
         "device": "cpu", "box_threshold": 0.07,
     }  # fmt: skip
 
@@ -65,10 +67,10 @@ def test_loss_falls_when_four_pictures_are_learnt_by_heart(
     samples = DetectionDataset(load_sets(checked)[0], checked.augmentation, 0, 4)
     images, targets = collate([samples[index] for index in range(4)])
     assert sum(len(target.people) for target in targets) >= 4
-    count = 60 if name == "faster_rcnn" else 12
+    count = 60 if name == "faster_rcnn" else 20
+    rates = [cosine_rate(step, peak=checked.learning_rate, warmup=6, steps=count) for step in range(count)]
     losses = [
-        train_step(network, optimizer, images, targets, checked.learning_rate, checked, torch.device("cpu"))["loss"]
-        for _ in range(count)
+        train_step(network, optimizer, images, targets, rate, checked, torch.device("cpu"))["loss"] for rate in rates
     ]
     assert np.isfinite(losses).all()
     assert np.mean(losses[-3:]) < 0.6 * losses[0]
