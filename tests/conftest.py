@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.overfitting import Sixteen
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -31,6 +37,24 @@ def photographs() -> Path:
     if not Path(folder).is_dir():
         pytest.fail(f"TRITONPOSE_DATA names no folder: {folder}")
     return Path(folder).resolve()
+
+
+@pytest.fixture(scope="session")
+def people16(tmp_path_factory: pytest.TempPathFactory) -> Sixteen:
+    """Sixteen people of the photographs, or of rendered scenes where there are none."""
+    from tests.overfitting import sixteen
+
+    folder = os.environ.get("TRITONPOSE_DATA")
+    return sixteen(tmp_path_factory.mktemp("sixteen"), Path(folder).resolve() if folder else None)
+
+
+@pytest.fixture(scope="session")
+def overfitted(people16: Sixteen, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """``overfitted(name)``: checkpoint of that network's tiny form, trained on those people once."""
+    from tests.overfitting import overfit
+
+    folder = tmp_path_factory.mktemp("overfitted")
+    return functools.cache(lambda name: overfit(name, people16, folder / name))
 
 
 def copy_checkout(target: Path) -> Path:
