@@ -21,7 +21,8 @@ from service.engines.base import Array, Engine, ModelMetadata, Tensors, TensorSp
 from service.engines.tensors import check_inputs
 from service.errors import EngineUnavailable, InferenceFailed, ModelNotFound
 from service.skeletons import SKELETONS, Skeleton
-from training.decoding import Refinement, decode, fuse
+from training.conventions import unmirrored
+from training.decoding import Refinement, decode, fuse, fused_sigma
 from training.networks.base import PoseNet, normalise
 from training.pose import PoseRecipe, load_pose_checkpoint
 from training.targets import Radius, activate
@@ -152,10 +153,11 @@ class CheckpointEngine(Engine):
         if flip:
             partners = list(self._recipe.joints.flip_permutation)
             mirrored = self._heatmaps(crops.flip(2))
-            maps = [(a + b[:, partners].flip(-1)) / 2 for a, b in zip(maps, mirrored, strict=True)]
+            maps = [(a + unmirrored(b, partners)) / 2 for a, b in zip(maps, mirrored, strict=True)]
         rows = list(preset.indices_in(self._recipe.joints))
         fused = fuse([each[:, rows] for each in maps], weights)
-        answer: Array = decode(fused, self._parts[0][1].stride, self._refinement).float().cpu().numpy()
+        sigma = fused_sigma([radius.sigma for radius in self.radii])
+        answer: Array = decode(fused, self._parts[0][1].stride, self._refinement, sigma=sigma).float().cpu().numpy()
         return answer
 
     def _heatmaps(self, crops: Tensor) -> list[Tensor]:
