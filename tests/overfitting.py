@@ -20,7 +20,7 @@ STILL = dict.fromkeys(
     ("rotation", "rotation_probability", "scale", "shift", "flip", "half_body", "colour", "grey", "blur", "erase"), 0.0
 )
 # Where the tiny form of the registry's test is too small for sixteen people or too slow to learn them.
-LEARNS: dict[str, dict[str, Any]] = {}
+LEARNS: dict[str, dict[str, Any]] = {"simple_baseline": {"width": 16, "deconv_channels": 32}}
 
 
 @dataclass(frozen=True)
