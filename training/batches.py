@@ -19,6 +19,7 @@ class PoseBatch:
         present: float32 [P, K]; 0 where a labelled joint is known *not* to be there (its target is an empty map).
         areas: float32 [P]; the person's annotated area in square crop pixels, for OKS.
         indices: int64 [P]; the samples' numbers in their data set.
+        visible: float32 [P, K]; 0 where a labelled joint is hidden (v = 1). None: nobody asks.
     """
 
     crops: Tensor
@@ -27,10 +28,13 @@ class PoseBatch:
     present: Tensor
     areas: Tensor
     indices: Tensor
+    visible: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.crops)
 
     def to(self, device: torch.device) -> PoseBatch:
         """The same batch on ``device``."""
-        return PoseBatch(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved = {name: part.to(device, non_blocking=True) for name, part in parts.items() if part is not None}
+        return PoseBatch(**moved)

@@ -190,8 +190,13 @@ def _pose_loss(
                 judged = ~oks.isnan()
                 kept[f"hard_samples/stage{unit.stage + 1}"] = (hard & judged).sum() / judged.sum().clamp_min(1)
         top = supervision.hard_joints_of(unit)
+        present = batch.present
+        if supervision.only_visible(unit):
+            if batch.visible is None:
+                raise ValueError("supervision.visible_only: this batch does not say which joints are visible")
+            present = present * batch.visible
         for head, radius in zip(heads, radii, strict=True):
-            each = _LOSSES[radius.kind](head, points, batch.present, radius.sigma * supervision.width_factor(unit))
+            each = _LOSSES[radius.kind](head, points, present, radius.sigma * supervision.width_factor(unit))
             chosen = weights if top is None else hardest(each, weights, top)
             sums.append((each * chosen * trained).sum())
             counts.append(chosen.sum())

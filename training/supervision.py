@@ -4,13 +4,15 @@ Everything is off by default: each unit is then taught the radii's own widths, a
 
 MSPN (Li et al. 2019), with its five blur windows, quarter weights and hard joints::
 
-    supervision: {kernels: [15, 11, 9, 7, 5], level_weights: [0.25, 0.25, 0.25, 1], hard_joints: 8}
+    supervision: {kernels: [15, 11, 9, 7, 5], level_weights: [0.25, 0.25, 0.25, 1], hard_joints: 8,
+                  visible_only: coarse}
 
 CPN (Chen et al. 2018), whose RefineNet is a stage of one level::
 
-    supervision: {kernels: [15, 11, 9, 7], stage_weights: [0.125, 1], hard_joints: 8, hard_joint_units: last}
+    supervision: {kernels: [15, 11, 9, 7], stage_weights: [0.125, 1], hard_joints: 8, hard_joint_units: last,
+                  visible_only: all_but_last}
 
-Not here: MSPN and CPN teach their coarse units that hidden joints (v = 1) are background. A batch does not carry v.
+Their code makes background of joints without a label too; here those never count, since other data sets may lack them.
 """
 
 from __future__ import annotations
@@ -88,6 +90,11 @@ class Supervision(Strict):
     hard_joint_units: Literal["finest", "last", "all"] = Field(
         "finest", description="where: each stage's finest unit (MSPN), the last unit (CPN's RefineNet), everywhere"
     )
+    visible_only: Literal["none", "coarse", "all_but_last"] = Field(
+        "none",
+        description="units for which hidden joints (v = 1) are background: all but each stage's finest (MSPN, RSN), "
+        "all but the last (CPN's GlobalNet)",
+    )
     hard_samples: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
         (),
         description="stage s + 1 trains on people whose OKS after stage s is below the s-th value (Megvii: 0.8, 0.6)",
@@ -154,6 +161,11 @@ class Supervision(Strict):
         """How many joints of each person count in this unit; None for all."""
         chosen = {"all": True, "finest": unit.finest, "last": unit.finest and unit.last_stage}
         return self.hard_joints if chosen[self.hard_joint_units] else None
+
+    def only_visible(self, unit: Unit) -> bool:
+        """Whether hidden joints are background in this unit."""
+        chosen = {"none": False, "coarse": not unit.finest, "all_but_last": not (unit.finest and unit.last_stage)}
+        return chosen[self.visible_only]
 
     def threshold(self, stage: int) -> float | None:
         """The OKS after the stage before, from which on a sample is too easy for this stage; None: all train it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from training.batches import PoseBatch
 from training.losses import binary_cross_entropy, hardest, mean_squared_error, pose_loss, spatial_cross_entropy
 from training.networks.base import Unit
 from training.supervision import Supervision
-from training.targets import Kind, Radius, activate
+from training.targets import Kind, Radius, activate, gaussian_maps
 
 Array = npt.NDArray[np.float64]
 
@@ -224,6 +225,25 @@ def test_only_hard_joints_are_trained_where_asked_for(where: str, hard: tuple[in
             assert values["loss/r"] == pytest.approx(each.max(1).mean(), rel=1e-4)
 
 
+@pytest.mark.parametrize(("rule", "blank"), [("none", ()), ("coarse", (0, 2)), ("all_but_last", (0, 1, 2))])
+def test_hidden_joints_are_background_only_where_the_recipe_says(rule: str, blank: tuple[int, ...]) -> None:
+    units = (Unit(0, 2, 0, 2), Unit(0, 2, 1, 2), Unit(1, 2, 0, 2), Unit(1, 2, 1, 2))
+    radius = Radius(name="r", kind="gaussian", sigma=1.5)
+    visible = torch.tensor([[1.0, 0.0, 1.0], [1.0, 1.0, 1.0]])
+    batch = _batch(visible=visible)
+    maps = _maps(units)
+    _loss(maps, batch, [radius], Supervision(visible_only=rule), units)[0].backward()  # type: ignore[arg-type]
+    # The gradient of a squared error points from the target: 2 (raw - target), over what the mean divides by.
+    empty, full = (torch.zeros(16, 12), gaussian_maps(_cells()[1], (16, 12), 1.5)[0, 1])
+    for place, raw in enumerate(maps):
+        assert raw.grad is not None
+        target = empty if place in blank else full
+        expected = 2 * (raw.detach()[0, 0, 1] - target) / (math.pi * 1.5**2) / 6 / len(units)
+        torch.testing.assert_close(raw.grad[0, 0, 1], expected, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="visible") if blank else contextlib.nullcontext():
+        _loss(_maps(units), _batch(), [radius], Supervision(visible_only=rule), units)  # type: ignore[arg-type]
+
+
 def test_joint_weights_shift_the_mean_towards_wrists() -> None:
     (maps,), batch = _maps(ONE), _batch(labelled=torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 1.0]]))
     radius = Radius(name="r", kind="gaussian", sigma=2.0)
@@ -328,7 +348,7 @@ distributed.destroy_process_group()
 def shared_step(part: slice) -> tuple[Tensor, dict[str, float]]:
     """Gradient of the last unit's maps for a part of the batch, whose persons have three labels and one."""
     whole = _batch(labelled=torch.tensor([[1.0, 1.0, 1.0], [0.0, 1.0, 0.0]]))
-    batch = PoseBatch(*(getattr(whole, field.name)[part] for field in fields(whole)))
+    batch = PoseBatch(*(value if (value := getattr(whole, f.name)) is None else value[part] for f in fields(whole)))
     units = (Unit(0, 2), Unit(1, 2))
     maps = [m.detach()[part].requires_grad_() for m in _maps(units)]
     supervision = Supervision(hard_joints=2, joint_weights={"elbow": 1.2})

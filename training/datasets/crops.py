@@ -161,6 +161,7 @@ class CropSource:
             present=self._send(known & ~empty),
             areas=self._send(areas),
             indices=torch.from_numpy(indices).to(self.device, non_blocking=True),
+            visible=self._send(mirror_names(joints[:, :, 2] > 1, mirrored, self.skeleton)),
         )
 
     def _send(self, values: npt.NDArray[np.generic]) -> Tensor:
