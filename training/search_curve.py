@@ -61,7 +61,7 @@ def draw_curve(path: Path, trials: Sequence[Trial], standard: Sequence[float], t
     running = [rewards[max(0, i - _WINDOW) : i].mean() for i in numbers]
     axes.plot(numbers, running, color="tab:blue", label=f"mean of {_WINDOW}")
     axes.plot(numbers, np.maximum.accumulate(rewards), color="tab:green", label="best so far")
-    axes.axhline(mean(standard), color="tab:red", linestyle="--", label="residual block")
+    axes.axhline(mean(standard), color="tab:red", linestyle="--", label="residual block, other seeds")
     axes.set(xlabel="trial", ylabel="reward", title=f"Block search, {title}")
     right = axes.twinx()
     right.step(numbers, [trial.epsilon for trial in trials], color="0.8", where="mid")
