@@ -15,8 +15,10 @@ def ablate(
     recipe: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="YAML of what to compare.")] = RECIPE,
     only: Annotated[list[str] | None, typer.Option(help="Train only these, measure nothing; repeatable.")] = None,
     parallel: Annotated[int, typer.Option(min=1, help="Trainings at a time.")] = 2,
+    train: Annotated[bool, typer.Option("--train/--no-train", help="no: measure what is trained already.")] = True,
     report: Annotated[bool, typer.Option("--report", help="Only print what is measured already.")] = False,
     markdown: Annotated[bool, typer.Option(help="Print Markdown.")] = False,
+    picture: Annotated[Path | None, typer.Option(help="Draw it as a PNG.")] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="field=value, overrides the recipe.")] = None,
 ) -> None:
     """Train and measure every row of the ablation table, and print it."""
@@ -35,14 +37,19 @@ def ablate(
     signal.signal(signal.SIGTERM, lambda *_: _stop())
     try:
         ablation = Ablation(read_ablation(recipe, overrides or []), output)
-        if not report:
+        if train and not report:
             ablation.train(ablation.jobs(only or []), parallel)
             if only:
                 return
+        if not report:
             ablation.measure()
     except (RecipeError, AblationError, DatasetError, EvaluationError, ServiceError) as error:
         typer.echo(f"ablate: {error}", err=True)
         raise typer.Exit(1) from None
+    if picture:
+        from training import ablation_plot
+
+        ablation_plot.draw(ablation, picture)
     if markdown:
         typer.echo(ablation_report.markdown(ablation))
     else:
