@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -41,12 +42,13 @@ SEPARATE: list[dict[str, Any]] = [
 ]
 
 
-def export(checkpoints: Sequence[Path], folder: Path, data: Sixteen, *options: str) -> Path:
+async def export(checkpoints: Sequence[Path], folder: Path, data: Sixteen, *options: str) -> Path:
     """Run the command; beside the exported models stands a detector that nobody asks, since boxes are given."""
     write_repository(folder)
     arguments = [*map(str, checkpoints), "--repository", str(folder), "--name", "trained", *options]
     checked = ("--check-data", str(data.annotations), str(data.images), "--check-count", "16")
-    result = CliRunner().invoke(command, [*arguments, *checked])
+    # In a thread: the command has an event loop of its own.
+    result = await asyncio.to_thread(CliRunner().invoke, command, [*arguments, *checked])
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     assert result.exit_code == 0, result.output
@@ -131,7 +133,7 @@ async def test_what_was_trained_is_what_the_service_answers(
     name: str, overfitted: Callable[[str], Path], people16: Sixteen, tmp_path: Path
 ) -> None:
     checkpoint = overfitted(name)
-    repository = export([checkpoint], tmp_path / "models", people16)
+    repository = await export([checkpoint], tmp_path / "models", people16)
     await agree(repository, [checkpoint], people16, (1, 1), {})
     await agree(repository, [checkpoint], people16, (0, 1), {"fusion": "0,1", "flip": "true"})
 
@@ -142,7 +144,7 @@ async def test_separate_networks_are_fused_by_the_requests_weights(people16: Six
         overfit("hourglass", people16, tmp_path / radius["name"], radii=[radius], steps=100, seed=seed)
         for seed, radius in enumerate(SEPARATE)
     ]
-    repository = export(checkpoints, tmp_path / "models", people16, "--refine", "dark")
+    repository = await export(checkpoints, tmp_path / "models", people16, "--refine", "dark")
     parameters = read_repository(repository)["trained"].metadata.parameters
     assert (parameters["radii"], parameters["refinement"]) == ("large,small", "dark")
     for weights in ((1, 0), (0, 1), (1, 1)):
