@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 from rich.console import Console
 
 from service.engine_choice import open_engine
@@ -29,6 +29,7 @@ from training.answers import InProcess
 from training.checkpoint_engine import CheckpointEngine
 from training.decoding import Refinement
 from training.evaluate import EvaluationRecipe, EvaluationSource, evaluate, summarize
+from training.pose_recipe import PoseRecipe
 from training.recipe import RecipeError, Strict, read_recipe, set_field
 
 console = Console()
@@ -117,6 +118,8 @@ class Ablation:
 
     def train(self, jobs: Sequence[Job], parallel: int) -> None:
         """Run them, ``parallel`` at a time. Raises AblationError naming the log of the first that fails."""
+        for job in jobs:
+            self._check(job)
         waiting = list(jobs)
         running: list[tuple[Job, subprocess.Popen[bytes]]] = []
         try:
@@ -194,6 +197,14 @@ class Ablation:
         """A training that starts from another's checkpoint waits for it."""
         init = self.pose_recipe(job).get("init")
         return init is None or Path(init).exists()
+
+    def _check(self, job: Job) -> None:
+        """A mistake is told before the first training, not hours later."""
+        try:
+            PoseRecipe.model_validate(self.pose_recipe(job))
+        except ValidationError as error:
+            reasons = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise AblationError(f"training {job.name}: {reasons}") from error
 
     def _start(self, job: Job) -> subprocess.Popen[bytes]:
         job.folder.mkdir(parents=True, exist_ok=True)
