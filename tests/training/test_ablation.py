@@ -108,7 +108,7 @@ def test_a_training_that_fails_is_named_with_its_log(rendered_data: Path, tmp_pa
 def test_a_training_that_cannot_be_is_named_before_the_first_one_starts(rendered_data: Path, tmp_path: Path) -> None:
     fields = recipe(rendered_data, trainings={"base": {}, "warm": {"width": 65}}, seeds=[0])
     ablation = Ablation(read_ablation(write(tmp_path, fields)), tmp_path / "out")
-    with pytest.raises(AblationError, match="training warm: .*multiples"):
+    with pytest.raises(AblationError, match=r"training warm: .*multiples"):
         ablation.train(ablation.jobs(), 1)
     assert not list((tmp_path / "out").glob("base-*"))
 
