@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from training.ablation_command import ablate
+from training.ablation.command import ablate
 from training.evaluation_command import evaluate
 from training.negatives_command import mine_negatives
 from training.networks.command import networks
@@ -51,7 +51,7 @@ def search(
     random: Annotated[bool, typer.Option("--random", help="draw random blocks, to compare with")] = False,
 ) -> None:
     """Search for a network block by Q-learning."""
-    from training.search import search_blocks
+    from training.search.search import search_blocks
 
     search_blocks(recipe, output, overrides, resume=resume, random=random)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -202,21 +202,30 @@ async def answer_all(
         ServiceError, ClientError: the first picture that fails ends it all.
     """
     answers: list[PictureAnswer | None] = [None] * len(questions)
-    remaining = iter(range(len(questions)))
 
-    async def work() -> None:
+    async def work(index: int) -> None:
+        answers[index] = await _answer(service, questions[index], options)
+        advance()
+
+    await several_at_a_time(len(questions), work, in_flight)
+    return [answer for answer in answers if answer is not None]
+
+
+async def several_at_a_time(count: int, work: Callable[[int], Awaitable[None]], in_flight: int) -> None:
+    """Await ``work(0)`` to ``work(count - 1)``, at most ``in_flight`` at a time; the first error ends all of them."""
+    remaining = iter(range(count))
+
+    async def worker() -> None:
         for index in remaining:
-            answers[index] = await _answer(service, questions[index], options)
-            advance()
+            await work(index)
 
-    workers = [asyncio.ensure_future(work()) for _ in range(min(in_flight, len(questions)))]
+    workers = [asyncio.ensure_future(worker()) for _ in range(min(in_flight, count))]
     try:
         await asyncio.gather(*workers)
     finally:
-        for worker in workers:
-            worker.cancel()
+        for each in workers:
+            each.cancel()
         await asyncio.gather(*workers, return_exceptions=True)
-    return [answer for answer in answers if answer is not None]
 
 
 async def _answer(service: AnsweringService, question: Question, options: PoseOptions) -> PictureAnswer:

@@ -19,7 +19,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from service.options import PoseOptions
-from training.aic_score import aic_score
 from training.answers import (
     AnsweringService,
     EvaluationError,
@@ -29,12 +28,13 @@ from training.answers import (
     answer_all,
     find_model,
 )
-from training.crowding import crowd_figures
 from training.datasets import read_set
 from training.datasets.coco import CocoSet, ImageRecord
-from training.metrics import CocoFigures, JoinedJoints, box_figures, join_joints, keypoint_figures
-from training.pck import Pair, Pck, count_correct, labelled_people, pair_by_overlap, pair_in_order
-from training.pckh import count_within_heads
+from training.metrics.aic import aic_score
+from training.metrics.coco import CocoFigures, JoinedJoints, box_figures, join_joints, keypoint_figures
+from training.metrics.crowding import crowd_figures
+from training.metrics.pck import Pair, Pck, count_correct, labelled_people, pair_by_overlap, pair_in_order
+from training.metrics.pckh import count_within_heads
 from training.recipe import DataSource, Format, Strict
 
 JsonObject = dict[str, Any]

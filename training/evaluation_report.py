@@ -17,8 +17,8 @@ from service.people import People, PosedPicture
 from service.skeletons import Skeleton
 from training.datasets.coco import ImageRecord, read_rgb
 from training.evaluate import Evaluation, Measured
-from training.metrics import BOX_FIGURES, KEYPOINT_FIGURES, keypoint_results
-from training.pck import labelled_people, similarity
+from training.metrics.coco import BOX_FIGURES, KEYPOINT_FIGURES, keypoint_results
+from training.metrics.pck import labelled_people, similarity
 
 JsonObject = dict[str, Any]
 

@@ -17,7 +17,7 @@ from service.crops import box_crop_matrices, crop_people, invert_affine, transfo
 from service.oks import pairwise_oks
 from service.skeletons import Skeleton
 from training.datasets.coco import CocoSet, ImageRecord, PersonRecord, read_rgb
-from training.metrics import join_joints
+from training.metrics.coco import join_joints
 from training.selection import PeopleChoice
 
 Array = npt.NDArray[np.float64]

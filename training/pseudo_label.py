@@ -26,7 +26,7 @@ from service.oks import AREA_OF_BOX
 from service.options import PoseOptions
 from service.people import People
 from service.skeletons import Skeleton
-from training.answers import AnsweringService, Question, read_document
+from training.answers import AnsweringService, Question, read_document, several_at_a_time
 from training.datasets.coco import DatasetError, read_rgb
 from training.recipe import Strict
 
@@ -143,28 +143,20 @@ async def label_pictures(
     """
     found: dict[int, tuple[tuple[int, int], People, Array]] = {}
     unusable: dict[str, str] = {}
-    remaining = iter(range(len(pictures)))
 
-    async def work() -> None:
-        for index in remaining:
-            name = pictures[index].relative_to(folder).as_posix()
-            try:
-                found[index] = await _label(service, pictures[index], index + 1, skeleton, options, rule)
-            except DatasetError as error:
-                unusable[name] = str(error)
-            except ServiceError as error:
-                if error.status >= 500:
-                    raise
-                unusable[name] = str(error)
-            advance()
+    async def work(index: int) -> None:
+        name = pictures[index].relative_to(folder).as_posix()
+        try:
+            found[index] = await _label(service, pictures[index], index + 1, skeleton, options, rule)
+        except DatasetError as error:
+            unusable[name] = str(error)
+        except ServiceError as error:
+            if error.status >= 500:
+                raise
+            unusable[name] = str(error)
+        advance()
 
-    workers = [asyncio.ensure_future(work()) for _ in range(min(in_flight, len(pictures)))]
-    try:
-        await asyncio.gather(*workers)
-    finally:
-        for worker in workers:
-            worker.cancel()
-        await asyncio.gather(*workers, return_exceptions=True)
+    await several_at_a_time(len(pictures), work, in_flight)
     images: list[JsonObject] = []
     annotations: list[JsonObject] = []
     for index in sorted(found):

@@ -12,8 +12,8 @@ import yaml
 from typer.testing import CliRunner
 
 from training.__main__ import app
-from training.ablation import Ablation, AblationError, AblationRecipe, read_ablation
-from training.ablation_report import comparison_lines, markdown, mean_and_spread
+from training.ablation.ablation import Ablation, AblationError, AblationRecipe, read_ablation
+from training.ablation.report import comparison_lines, markdown, mean_and_spread
 from training.recipe import RecipeError
 
 

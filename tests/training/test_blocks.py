@@ -11,7 +11,7 @@ from export.graphs import export_graph
 from training.networks.blocks import RESIDUAL, BlockCode, BlockError, CodedBlock
 from training.networks.hourglass import HourglassConfig, StackedHourglass
 from training.networks.registry import network_config
-from training.search_space import SearchSpace
+from training.search.space import SearchSpace
 
 END = ",7,0,0,0"
 

@@ -13,7 +13,7 @@ from service.people import People
 from service.skeletons import COCO17, LSP14, UNION19, Skeleton
 from training.answers import EvaluationError, PictureAnswer
 from training.datasets.coco import ImageRecord, PersonRecord
-from training.metrics import Ranking, box_figures, join_joints, keypoint_figures, keypoint_results
+from training.metrics.coco import Ranking, box_figures, join_joints, keypoint_figures, keypoint_results
 
 BOX = (20.0, 30.0, 120.0, 230.0)
 AREA = 10_000.0

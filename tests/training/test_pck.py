@@ -8,8 +8,8 @@ import pytest
 from service.people import People
 from service.skeletons import COCO17, LSP14, Skeleton
 from tests.training.test_metrics import BOX, answer, image, person, pose, shifted
-from training.metrics import join_joints
-from training.pck import Pair, count_correct, labelled_people, pair_by_overlap, pair_in_order, similarity
+from training.metrics.coco import join_joints
+from training.metrics.pck import Pair, count_correct, labelled_people, pair_by_overlap, pair_in_order, similarity
 
 SAME = join_joints(LSP14, LSP14)
 

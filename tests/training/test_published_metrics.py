@@ -13,12 +13,12 @@ import pytest
 
 from service.skeletons import AIC14, COCO17, CROWDPOSE14, MPII16, UNION19
 from tests.training.test_metrics import answer, image, person, pose, shifted
-from training.aic_score import AIC_SIGMAS, aic_score
 from training.answers import EvaluationError
-from training.crowding import crowd_figures, crowd_part
-from training.metrics import join_joints, keypoint_figures
-from training.pck import Pair
-from training.pckh import count_within_heads
+from training.metrics.aic import AIC_SIGMAS, aic_score
+from training.metrics.coco import join_joints, keypoint_figures
+from training.metrics.crowding import crowd_figures, crowd_part
+from training.metrics.pck import Pair
+from training.metrics.pckh import count_within_heads
 
 AIC = join_joints(AIC14, AIC14)
 RNG = np.random.default_rng(0)

@@ -16,13 +16,13 @@ from training.datasets.reading import read_set
 from training.networks.blocks import RESIDUAL, BlockCode
 from training.networks.hourglass import HourglassConfig
 from training.networks.registry import network_config
-from training.q_learning import epsilon_schedule
 from training.recipe import DataSource, RecipeError
 from training.run import RunError
-from training.search import SearchRecipe, confirm, read_trials, run_trials, search_blocks
-from training.search_curve import epsilon_means, summary_lines
-from training.search_proxy import Outcome, Price, Proxy, ProxyTask, small_crops
-from training.search_space import SearchSpace
+from training.search.curve import epsilon_means, summary_lines
+from training.search.learner import epsilon_schedule
+from training.search.proxy import Outcome, Price, Proxy, ProxyTask, small_crops
+from training.search.search import SearchRecipe, confirm, read_trials, run_trials, search_blocks
+from training.search.space import SearchSpace
 
 CONV = BlockCode.parse("1,1,3,0,0 2,7,0,0,0")
 IDENTITY = BlockCode.parse("1,4,0,0,0 2,7,0,0,0")

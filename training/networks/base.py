@@ -7,8 +7,9 @@ stage drew it; supervision (coarse-to-fine kernels, hard joints, hard samples) i
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +88,31 @@ class NetworkConfig(Strict, ABC):
     @abstractmethod
     def build(self, joints: int, heads: Sequence[str]) -> PoseNet:
         """The network, freshly initialised (Gaussian unless the network's paper says otherwise)."""
+
+
+Config = TypeVar("Config", bound=Strict)
+
+
+def named_config(value: Any, known: Mapping[str, type[Config]], default: str, kind: str) -> Config:
+    """A recipe's ``network`` section to the config of what it names.
+
+    Args:
+        value: the section, or a config already.
+        known: configs by name.
+        default: taken where the section names none.
+        kind: of thing, for the errors.
+
+    Raises:
+        ValueError: an unknown name, or a field that does not fit (pydantic's ValidationError is one).
+    """
+    if isinstance(value, tuple(known.values())):
+        return cast(Config, value)
+    if not isinstance(value, dict):
+        raise ValueError(f"a {kind} is a mapping with a name, this is {type(value).__name__}")
+    name = value.get("name", default)
+    if name not in known:
+        raise ValueError(f"unknown {kind} {name!r}; known: {', '.join(sorted(known))}")
+    return known[name].model_validate(value)
 
 
 def normalise(crops: Tensor) -> Tensor:

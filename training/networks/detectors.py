@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, SerializeAsAny
 
+from training.networks.base import named_config
 from training.networks.detector_base import DetectorConfig
 from training.networks.faster_rcnn import DetectorNetwork
 from training.networks.torchvision_detectors import (
@@ -30,14 +31,7 @@ def detector_config(value: Any) -> DetectorConfig:
     Raises:
         ValueError: an unknown name, or a field that does not fit (pydantic's ValidationError is one).
     """
-    if isinstance(value, DetectorConfig):
-        return value
-    if not isinstance(value, dict):
-        raise ValueError(f"a detector is a mapping with a name, this is {type(value).__name__}")
-    name = value.get("name", "faster_rcnn")
-    if name not in DETECTORS:
-        raise ValueError(f"unknown detector {name!r}; known: {', '.join(sorted(DETECTORS))}")
-    return DETECTORS[name].model_validate(value)
+    return named_config(value, DETECTORS, "faster_rcnn", "detector")
 
 
 AnyDetector = Annotated[SerializeAsAny[DetectorConfig], BeforeValidator(detector_config)]

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, SerializeAsAny
 
-from training.networks.base import NetworkConfig
+from training.networks.base import NetworkConfig, named_config
 from training.networks.ccm import CCMConfig
 from training.networks.cpn import CPNConfig
 from training.networks.hourglass import HourglassConfig
@@ -32,14 +32,7 @@ def network_config(value: Any) -> NetworkConfig:
     Raises:
         ValueError: an unknown name, or a field that does not fit (pydantic's ValidationError is one).
     """
-    if isinstance(value, NetworkConfig):
-        return value
-    if not isinstance(value, dict):
-        raise ValueError(f"a network is a mapping with a name, this is {type(value).__name__}")
-    name = value.get("name", "hourglass")
-    if name not in NETWORKS:
-        raise ValueError(f"unknown network {name!r}; known: {', '.join(sorted(NETWORKS))}")
-    return NETWORKS[name].model_validate(value)
+    return named_config(value, NETWORKS, "hourglass", "network")
 
 
 AnyNetwork = Annotated[SerializeAsAny[NetworkConfig], BeforeValidator(network_config)]

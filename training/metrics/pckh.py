@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from training.datasets.coco import PersonRecord
-from training.metrics import JoinedJoints
-from training.pck import Integers, Pair, Pck, count_right
+from training.metrics.coco import JoinedJoints
+from training.metrics.pck import Integers, Pair, Pck, count_right
 
 THRESHOLD = 0.5
 _NOT_IN_MEAN = ("pelvis", "thorax")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -24,12 +24,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from service.skeletons import SKELETONS
 from training.datasets.reading import read_set
 from training.networks.blocks import RESIDUAL, BlockCode, BlockError
-from training.q_learning import Agent, Learning, epsilon_schedule
 from training.recipe import DataSource, Strict, read_recipe
 from training.run import RunError
-from training.search_curve import draw_curve, summary_lines
-from training.search_proxy import Outcome, Price, Proxy, ProxyTask
-from training.search_space import SearchSpace
+from training.search.curve import draw_curve, summary_lines
+from training.search.learner import Agent, Learning, epsilon_schedule
+from training.search.proxy import Outcome, Price, Proxy, ProxyTask
+from training.search.space import SearchSpace
+from training.search.trials import Confirmation, Trial
 
 console = Console()
 
@@ -49,35 +50,6 @@ class SearchRecipe(Strict):
     confirm_seeds: int = Field(3, ge=1, description="how often, each time with another seed")
     threads: int = Field(1, ge=1, description="CPU threads; outcomes are repeatable with the same number only")
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One line of ``trials.jsonl``; ``again`` where the block's first outcome was taken without training."""
-
-    trial: int
-    epsilon: float
-    code: str
-    words: str
-    reward: float
-    oks: float
-    macs: float
-    parameters: int
-    seconds: float
-    again: bool
-
-
-@dataclass(frozen=True)
-class Confirmation:
-    """A block trained with other seeds: its OKS and rewards, and its cost."""
-
-    name: str
-    code: str
-    words: str
-    oks: tuple[float, ...]
-    rewards: tuple[float, ...]
-    macs: float
-    parameters: int
 
 
 class Task(Protocol):

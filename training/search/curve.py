@@ -6,12 +6,10 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from statistics import mean, stdev
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from training.search import Confirmation, Trial
+from training.search.trials import Confirmation, Trial
 
 # Trials over which the drawn mean runs.
 _WINDOW = 16

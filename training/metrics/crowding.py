@@ -14,7 +14,7 @@ import numpy as np
 
 from training.answers import EvaluationError, PictureAnswer
 from training.datasets.coco import ImageRecord
-from training.metrics import CocoFigures, JoinedJoints, keypoint_figures
+from training.metrics.coco import CocoFigures, JoinedJoints, keypoint_figures
 
 _BOUNDS = (0.2, 0.8)
 PARTS = ("easy", "medium", "hard")

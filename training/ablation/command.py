@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-RECIPE = Path(__file__).parent / "recipes" / "ablation.yaml"
+RECIPE = Path(__file__).parents[1] / "recipes" / "ablation.yaml"
 
 
 def ablate(
@@ -27,8 +27,8 @@ def ablate(
     from rich.console import Console
 
     from service.errors import ServiceError
-    from training import ablation_report
-    from training.ablation import Ablation, AblationError, read_ablation
+    from training.ablation import report as tables
+    from training.ablation.ablation import Ablation, AblationError, read_ablation
     from training.answers import EvaluationError
     from training.datasets.coco import DatasetError
     from training.recipe import RecipeError
@@ -47,13 +47,13 @@ def ablate(
         typer.echo(f"ablate: {error}", err=True)
         raise typer.Exit(1) from None
     if picture:
-        from training import ablation_plot
+        from training.ablation import plot
 
-        ablation_plot.draw(ablation, picture)
+        plot.draw(ablation, picture)
     if markdown:
-        typer.echo(ablation_report.markdown(ablation))
+        typer.echo(tables.markdown(ablation))
     else:
-        ablation_report.print_report(ablation, Console())
+        tables.print_report(ablation, Console())
 
 
 def _stop() -> None:

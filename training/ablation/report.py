@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from training.ablation import Ablation, Comparison, Row
+from training.ablation.ablation import Ablation, Comparison, Row
 
 _COLUMNS = ("row", "AP", "AP50", "change of AP", "PCK@0.2", "seeds")
 

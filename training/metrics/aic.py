@@ -19,7 +19,7 @@ import numpy.typing as npt
 from service.skeletons import AIC14
 from training.answers import EvaluationError, PictureAnswer
 from training.datasets.coco import ImageRecord
-from training.metrics import JoinedJoints
+from training.metrics.coco import JoinedJoints
 
 Array = npt.NDArray[np.float64]
 

@@ -18,7 +18,7 @@ from service.people import People
 from service.skeletons import Skeleton
 from service.suppression import iou_matrix
 from training.datasets.coco import ImageRecord, PersonRecord
-from training.metrics import JoinedJoints
+from training.metrics.coco import JoinedJoints
 
 Array = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.intp]

@@ -19,7 +19,7 @@ from pydantic import Field
 
 from training.networks.blocks import BlockCode, Layer
 from training.recipe import Strict
-from training.search_space import SearchSpace, is_complete
+from training.search.space import SearchSpace, is_complete
 
 # Epsilon and the iterations spent at it (of 64 blocks each, 178 in all).
 PUBLISHED_SCHEDULE = (

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from training.ablation import Ablation
-from training.ablation_report import keypoint_figure, mean_and_spread
+from training.ablation.ablation import Ablation
+from training.ablation.report import keypoint_figure, mean_and_spread
 
 _ROW_INCHES = 0.26
 _FIRST, _OTHER = "#9aa5b1", "#1f6f8b"

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from training.networks.blocks import RESIDUAL, BlockCode, Layer, LayerType
-from training.q_learning import Agent, Learning, epsilon_schedule
-from training.search_space import SearchSpace
+from training.search.learner import Agent, Learning, epsilon_schedule
+from training.search.space import SearchSpace
 
 SPACE = SearchSpace(layers=3)
 
