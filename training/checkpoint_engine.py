@@ -1,8 +1,8 @@
 """An engine that runs pose checkpoints in torch: what training made can be measured before it is exported.
 
 It answers under the names that an export would give (``pose``, ``pose_<preset>``, ``..._flip``), so that the service's
-own pipeline, options included, runs over it unchanged. Detectors are answered by another engine, and each picture's
-answer is kept: an ablation asks about the same pictures many times.
+own pipeline, options included, runs over it unchanged. Detectors are answered by another engine. Every picture's and
+every crop's answer is kept: an ablation asks about the same ones many times.
 """
 
 from __future__ import annotations
@@ -67,6 +67,8 @@ class CheckpointEngine(Engine):
         self._device, self._refinement, self._detector = torch.device(device), refinement, detector
         self._models = {meta.name: (meta, preset) for meta, preset in self._describe()}
         self._detected: dict[bytes, dict[str, Array]] = {}
+        self._posed: dict[bytes, Array] = {}
+        self._key = "\n".join(f"{path.resolve()} {path.stat().st_mtime_ns}" for path in checkpoints).encode()
         self._open = False
 
     @property
@@ -119,35 +121,34 @@ class CheckpointEngine(Engine):
         self._refinement = refinement
 
     def remember(self, other: CheckpointEngine) -> None:
-        """Take over what another engine with the same detector has detected."""
-        self._detected = other._detected
+        """Take over what another engine with the same detector has answered."""
+        self._detected, self._posed = other._detected, other._posed
 
     async def _detect(self, model: str, inputs: Tensors, timeout: float | None) -> dict[str, Array]:
         if self._detector is None:
             raise ModelNotFound(f"model {model!r} is not loaded; there are {sorted(self._models)}")
-        rows = [{name: array[index : index + 1] for name, array in inputs.items()} for index in range(_rows(inputs))]
         answers = []
-        for row in rows:
-            key = hashlib.blake2b(model.encode() + b"".join(row[name].tobytes() for name in sorted(row))).digest()
+        for index in range(_rows(inputs)):
+            row = {name: array[index : index + 1] for name, array in inputs.items()}
+            key = _digest(model.encode(), *(row[name] for name in sorted(row)))
             if key not in self._detected:
                 self._detected[key] = await self._detector.infer(model, row, timeout=timeout)
             answers.append(self._detected[key])
         return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
 
-    @torch.no_grad()
     def _pose(self, inputs: Tensors, preset: Skeleton, flip: bool) -> Array:
-        crops, weights = np.ascontiguousarray(inputs["crops"]), inputs["fusion_weights"]
-        found = [
-            self._part(
-                torch.from_numpy(crops[start : start + _ROWS]).to(self._device),
-                torch.from_numpy(np.ascontiguousarray(weights[start : start + _ROWS])).to(self._device),
-                preset,
-                flip,
-            )
-            for start in range(0, len(crops), _ROWS)
-        ]
-        return np.concatenate(found) if found else np.zeros((0, len(preset), 3), np.float32)
+        crops, weights = np.ascontiguousarray(inputs["crops"]), np.ascontiguousarray(inputs["fusion_weights"])
+        how = f"{preset.name} {flip} {self._refinement}".encode()
+        keys = [_digest(self._key, how, crop, share) for crop, share in zip(crops, weights, strict=True)]
+        new = [index for index, key in enumerate(keys) if key not in self._posed]
+        for start in range(0, len(new), _ROWS):
+            rows = new[start : start + _ROWS]
+            parts = (torch.from_numpy(array[rows]).to(self._device) for array in (crops, weights))
+            for index, answer in zip(rows, self._part(*parts, preset, flip), strict=True):
+                self._posed[keys[index]] = answer
+        return np.array([self._posed[key] for key in keys], np.float32).reshape(-1, len(preset), 3)
 
+    @torch.no_grad()
     def _part(self, crops: Tensor, weights: Tensor, preset: Skeleton, flip: bool) -> Array:
         maps = self._heatmaps(crops)
         if flip:
@@ -195,6 +196,13 @@ class CheckpointEngine(Engine):
                 metadata = ModelMetadata(model, (1,), "torch", _ROWS, inputs, output, {**parameters, **extra})
                 described.append((metadata, preset))
         return described
+
+
+def _digest(*parts: bytes | Array) -> bytes:
+    whole = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        whole.update(part if isinstance(part, bytes) else np.ascontiguousarray(part).data)
+    return whole.digest()
 
 
 def _rows(inputs: Tensors) -> int:
