@@ -143,8 +143,8 @@ class CheckpointEngine(Engine):
         new = [index for index, key in enumerate(keys) if key not in self._posed]
         for start in range(0, len(new), _ROWS):
             rows = new[start : start + _ROWS]
-            parts = (torch.from_numpy(array[rows]).to(self._device) for array in (crops, weights))
-            for index, answer in zip(rows, self._part(*parts, preset, flip), strict=True):
+            images, shares = (torch.from_numpy(array[rows]).to(self._device) for array in (crops, weights))
+            for index, answer in zip(rows, self._part(images, shares, preset, flip), strict=True):
                 self._posed[keys[index]] = answer
         return np.array([self._posed[key] for key in keys], np.float32).reshape(-1, len(preset), 3)
 

@@ -57,7 +57,7 @@ def write(folder: Path, fields: dict[str, Any]) -> Path:
 def put(ablation: Ablation, row: int, seed: int, precision: float) -> None:
     """Figures as a measurement leaves them."""
     path = ablation._figures_path(ablation.recipe.comparisons[0].rows[row], seed)
-    measured = {"keypoints": {"AP": precision, "AP50": 2 * precision}, "pck": None}
+    measured = {"keypoints": {"AP": precision, "AP50": 2 * precision}, "pck": {"mean": 3 * precision}}
     path.write_text(json.dumps({"sets": {"a": measured}}))
 
 
@@ -68,8 +68,8 @@ def test_the_table_compares_seed_by_seed(rendered_data: Path, tmp_path: Path) ->
         put(ablation, 1, seed, warm)
     first, second = comparison_lines(ablation, ablation.recipe.comparisons[0])
     # By hand: means 15 and 17; differences 3 and 1, mean 2, deviation sqrt(2).
-    assert first.cells == ("15.0 ± 7.1", "30.0 ± 14.1", "", "", "2")
-    assert second.cells == ("17.0 ± 5.7", "34.0 ± 11.3", "+2.0 ± 1.4", "", "2")
+    assert first.cells == ("15.0 ± 7.1", "", "30.0 ± 14.1", "45.0 ± 21.2", "", "2")
+    assert second.cells == ("17.0 ± 5.7", "+2.0 ± 1.4", "34.0 ± 11.3", "51.0 ± 17.0", "+6.0 ± 4.2", "2")
     assert "| warm | 17.0 ± 5.7 |" in markdown(ablation)
 
 

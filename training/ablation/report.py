@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,12 @@ from rich.table import Table
 
 from training.ablation.ablation import Ablation, Comparison, Row
 
-_COLUMNS = ("row", "AP", "AP50", "change of AP", "PCK@0.2", "seeds")
+_COLUMNS = ("row", "AP", "change", "AP50", "PCK@0.2", "change", "seeds")
 
 
 @dataclass(frozen=True)
 class Line:
-    """One row's cells, as text: label, AP, AP50, difference to the first row, PCK, number of seeds."""
+    """One row as text: its label, and AP, AP50 and PCK with their changes from the first row, seed by seed."""
 
     label: str
     cells: tuple[str, ...]
@@ -65,21 +65,18 @@ def _line(ablation: Ablation, row: Row, first: Row) -> Line:
     seeds = ablation.recipe.seeds
     found = {seed: figures for seed in seeds if (figures := ablation.figures(row, seed))}
     if not found:
-        return Line(row.label, ("not measured", "", "", "", "0"))
-    reference = {seed: figures for seed in found if (figures := ablation.figures(first, seed))}
-    precision = {seed: keypoint_figure(figures, "AP") for seed, figures in found.items()}
-    changes = [precision[seed] - keypoint_figure(figures, "AP") for seed, figures in reference.items()]
-    pck = [rate for figures in found.values() if (rate := _pck(figures)) is not None]
-    return Line(
-        row.label,
-        (
-            _percent(list(precision.values())),
-            _percent([keypoint_figure(figures, "AP50") for figures in found.values()]),
-            "" if row is first or not changes else _percent(changes, signed=True),
-            _percent(pck) if pck else "",
-            str(len(found)),
-        ),
-    )
+        return Line(row.label, ("not measured", *[""] * (len(_COLUMNS) - 3), "0"))
+    reference = {} if row is first else {seed: ablation.figures(first, seed) for seed in found}
+
+    def cells(figure: Callable[[dict[str, Any]], float]) -> tuple[str, str]:
+        values = {seed: figure(figures) for seed, figures in found.items()}
+        changes = [values[seed] - figure(figures) for seed, figures in reference.items() if figures]
+        return _percent(list(values.values())), _percent(changes, signed=True)
+
+    precision, precision_change = cells(lambda figures: keypoint_figure(figures, "AP"))
+    rate, rate_change = cells(pck_rate)
+    half, _ = cells(lambda figures: keypoint_figure(figures, "AP50"))
+    return Line(row.label, (precision, precision_change, half, rate, rate_change, str(len(found))))
 
 
 def keypoint_figure(figures: dict[str, Any], name: str) -> float:
@@ -90,12 +87,15 @@ def keypoint_figure(figures: dict[str, Any], name: str) -> float:
     return math.nan
 
 
-def _pck(figures: dict[str, Any]) -> float | None:
+def pck_rate(figures: dict[str, Any]) -> float:
+    """PCK of the last set that has one; NaN when none has."""
     rates = [measured["pck"]["mean"] for measured in figures.values() if measured["pck"]]
-    return float(rates[-1]) if rates else None
+    return float(rates[-1]) if rates else math.nan
 
 
 def _percent(values: Sequence[float], *, signed: bool = False) -> str:
+    if not values or any(math.isnan(value) for value in values):
+        return ""
     mean, spread = mean_and_spread([value * 100 for value in values])
     text = f"{mean:+.1f}" if signed else f"{mean:.1f}"
     return text if math.isnan(spread) else f"{text} ± {spread:.1f}"
