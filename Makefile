@@ -54,6 +54,7 @@ requirements: dev ## compile requirements/*.txt from pyproject.toml (UPGRADE=1: 
 		-o requirements/dev.txt
 	$(COMPILE) -c requirements/serve.txt pyproject.toml --extra gpu --no-emit-package onnxruntime \
 		-o requirements/gpu.txt
+	$(COMPILE) --group triton -o requirements/triton.txt
 
 clean: ## remove environments, tools and caches of this checkout
 	rm -rf .venv .tools .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -26,6 +26,9 @@ TOOLS = ROOT / ".tools"
 PIP = next((ROOT / "scripts").glob("pip-*.whl")) / "pip"
 # Older ones lack hash-checked build constraints.
 OLDEST_UV = (0, 5)
+# Environments of other programs, which do not hold this project, and the newest Python they run on: tritonserver's
+# wheel needs numpy < 2, which ends at 3.12.
+FOREIGN = {"triton": (3, 12)}
 
 
 def fingerprint(group: str) -> str:
@@ -68,6 +71,16 @@ def find_uv() -> str:
     return str(own)
 
 
+def older_python(uv: str, newest: tuple[int, int]) -> str:
+    """A Python of 3.10 to ``newest`` that the system has. Raises LookupError."""
+    wanted = f">=3.10,<{newest[0]}.{newest[1] + 1}"
+    found = answer(uv, "python", "find", "--no-python-downloads", "--no-project", "--system", wanted).strip()
+    if not found:
+        here = ".".join(map(str, sys.version_info[:2]))
+        raise LookupError(f"it runs on Python {wanted} only; this one is {here}, and no other was found")
+    return found
+
+
 def make_environment(group: str, venv: Path) -> None:
     """Create or update ``venv`` to hold exactly the pinned packages and this project, editable."""
     python = venv / "bin" / "python"
@@ -82,17 +95,21 @@ def make_environment(group: str, venv: Path) -> None:
     def run(*arguments: str) -> None:
         subprocess.run([uv, *arguments], check=True, env=uv_environment, cwd=ROOT)
 
-    version = "import sys; print(sys.version_info[:2])"
-    if answer(python, "-c", version).strip() != str(sys.version_info[:2]):
-        # The interpreter below any environment that is active now, which may be the one about to be cleared.
-        base = getattr(sys, "_base_executable", None) or sys.executable
+    # The interpreter below any environment that is active now, which may be the one about to be cleared.
+    base = getattr(sys, "_base_executable", None) or sys.executable
+    newest = FOREIGN.get(group)
+    if newest and sys.version_info[:2] > newest:
+        base = older_python(uv, newest)
+    version = ("-c", "import sys; print(sys.version_info[:2])")
+    if answer(python, *version) != answer(base, *version):
         run("venv", "--quiet", "--clear", "--python", base, str(venv))
     # Bytecode now, so that the first start is as quick as the second, also where PYTHONDONTWRITEBYTECODE is set.
     run("pip", "sync", "--python", str(python), "--require-hashes", "--compile-bytecode", f"requirements/{group}.txt")
-    run(
-        *("pip", "install", "--quiet", "--python", str(python), "--no-deps"),
-        *("--build-constraints", "requirements/tools.txt", "--editable", "."),
-    )
+    if group not in FOREIGN:
+        run(
+            *("pip", "install", "--quiet", "--python", str(python), "--no-deps"),
+            *("--build-constraints", "requirements/tools.txt", "--editable", "."),
+        )
 
 
 def main() -> int:
@@ -111,6 +128,9 @@ def main() -> int:
     start = time.monotonic()
     try:
         make_environment(group, venv)
+    except LookupError as error:
+        print(f"could not make .venv/{group}: {error}", file=sys.stderr)
+        return 1
     except subprocess.CalledProcessError as error:
         print(f"could not make .venv/{group}: exit {error.returncode} of {error.cmd[0]} (see above)", file=sys.stderr)
         return 1
