@@ -8,16 +8,16 @@ sizes, response cache, accelerators, rate limits) is read over.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as schema
 
 from service.engines.base import ModelMetadata, TensorSpec
-from service.engines.tensors import NUMPY_TYPES
+from service.engines.tensors import NUMPY_TYPES, fits
 
 ENSEMBLE = "ensemble"
 ONNX = "onnxruntime_onnx"
@@ -25,6 +25,15 @@ ONNX = "onnxruntime_onnx"
 
 class RepositoryError(ValueError):
     """The repository cannot be served; the message names the file and the offending value."""
+
+
+# Takes a fault's message. The default ends the reading with the first; `export check-repository` collects them all.
+Report = Callable[[str], None]
+
+
+def refuse(fault: str) -> NoReturn:
+    """The report of whoever wants to serve. Raises RepositoryError."""
+    raise RepositoryError(fault)
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,23 @@ class Step:
 
 
 @dataclass(frozen=True)
+class WarmUp:
+    """One run before a model answers (``model_warmup``).
+
+    Attributes:
+        name: the sample's, for messages.
+        rows: its ``batch_size``; 0 for a model without a batch axis.
+        shapes: each input's shape without the batch axis, all axes known.
+        random: names of the inputs that get random numbers; the others get zeros.
+    """
+
+    name: str
+    rows: int
+    shapes: Mapping[str, tuple[int, ...]]
+    random: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """One model of the repository, ready to load.
 
@@ -71,6 +97,7 @@ class ModelConfig:
         steps: an ensemble's calls; empty for a network.
         cpu_only: an instance group asks for the CPU.
         graph_level: ``optimization.graph.level`` as Triton's ONNX Runtime back end reads it; None when unset.
+        warm_up: runs before the model answers; empty where the config names none.
     """
 
     source: Path
@@ -81,6 +108,16 @@ class ModelConfig:
     steps: tuple[Step, ...]
     cpu_only: bool = False
     graph_level: int | None = None
+    warm_up: tuple[WarmUp, ...] = ()
+
+    def at_version(self, version: int) -> ModelConfig:
+        """The same model with another of its versions to answer; -1 for the latest. Raises RepositoryError."""
+        if version in (-1, self.version):
+            return self
+        if version not in self.metadata.versions:
+            raise RepositoryError(f"{self.source}: version {version} is not served, {self.metadata.versions} are")
+        onnx = self.onnx and _network_file(self.source, version, self.onnx.name)
+        return replace(self, version=version, onnx=onnx)
 
 
 def read_repository(root: Path) -> dict[str, ModelConfig]:
@@ -102,8 +139,16 @@ def read_repository(root: Path) -> dict[str, ModelConfig]:
     return models
 
 
-def read_model(folder: Path) -> ModelConfig:
-    """The model of one folder. Raises RepositoryError."""
+def read_model(folder: Path, report: Report = refuse) -> ModelConfig:
+    """The model of one folder.
+
+    Args:
+        folder: with ``config.pbtxt`` and version folders.
+        report: gets each fault that does not keep the rest from being read.
+
+    Raises:
+        RepositoryError: the config cannot be read, or there is no version or no platform to serve.
+    """
     source = folder / "config.pbtxt"
     config = schema.ModelConfig()
     try:
@@ -111,26 +156,16 @@ def read_model(folder: Path) -> ModelConfig:
     except (text_format.ParseError, UnicodeDecodeError) as error:
         raise RepositoryError(f"{source}: {error}") from error
     if config.name not in ("", folder.name):
-        raise RepositoryError(f"{source}: name {config.name!r} must be the folder's, {folder.name!r}")
+        report(f"{source}: name {config.name!r} must be the folder's, {folder.name!r}")
     if config.max_batch_size < 0:
-        raise RepositoryError(f"{source}: max_batch_size {config.max_batch_size} is negative")
-    _refuse_unsupported(source, config)
+        report(f"{source}: max_batch_size {config.max_batch_size} is negative")
+    _check_supported(source, config, report)
     platform = _platform(source, config)
     versions = _select_versions(source, folder, config)
-    metadata = ModelMetadata(
-        name=folder.name,
-        versions=versions,
-        platform=platform,
-        max_batch_size=config.max_batch_size,
-        inputs=_tensors(source, "input", config.input),
-        outputs=_tensors(source, "output", config.output),
-        parameters={key: value.string_value for key, value in sorted(config.parameters.items())},
-    )
+    metadata = read_metadata(source, config, folder.name, versions, platform)
     onnx = None
     if platform == ONNX:
-        onnx = folder / str(versions[-1]) / (config.default_model_filename or "model.onnx")
-        if not onnx.is_file():
-            raise RepositoryError(f"{source}: {onnx} is missing")
+        onnx = _network_file(source, versions[-1], config.default_model_filename or "model.onnx")
     return ModelConfig(
         source=source,
         metadata=metadata,
@@ -143,6 +178,58 @@ def read_model(folder: Path) -> ModelConfig:
         ),
         cpu_only=any(group.kind == schema.ModelInstanceGroup.KIND_CPU for group in config.instance_group),
         graph_level=config.optimization.graph.level if config.optimization.HasField("graph") else None,
+        warm_up=tuple(_warm_up(source, sample, metadata, report) for sample in config.model_warmup),
+    )
+
+
+def _network_file(source: Path, version: int, name: str) -> Path:
+    path = source.parent / str(version) / name
+    if not path.is_file():
+        raise RepositoryError(f"{source}: {path} is missing")
+    return path
+
+
+def _warm_up(source: Path, sample: Any, metadata: ModelMetadata, report: Report) -> WarmUp:
+    """One ``model_warmup`` entry, which Triton would refuse at load time for the same reasons."""
+    where = f"{source}: model_warmup {sample.name!r}"
+    declared = {spec.name: spec for spec in metadata.inputs}
+    if set(sample.inputs) != set(declared):
+        report(f"{where} has the inputs {sorted(sample.inputs)}, the model takes {sorted(declared)}")
+    if metadata.max_batch_size and not 1 <= sample.batch_size <= metadata.max_batch_size:
+        report(f"{where} has batch_size {sample.batch_size}, the most is {metadata.max_batch_size}")
+    for name, given in sample.inputs.items():
+        spec, type_name = declared.get(name), schema.DataType.Name(given.data_type)
+        if spec is None:
+            continue
+        if NUMPY_TYPES.get(type_name) != spec.dtype or not fits(tuple(given.dims), spec.shape) or min(given.dims, default=1) < 1:
+            report(
+                f"{where}: input {name!r} is {type_name} {list(given.dims)}, the model takes "
+                f"{spec.dtype} {list(spec.shape)}"
+            )
+    return WarmUp(
+        name=sample.name,
+        rows=sample.batch_size if metadata.max_batch_size else 0,
+        shapes={name: tuple(given.dims) for name, given in sample.inputs.items()},
+        random=frozenset(name for name, given in sample.inputs.items() if given.random_data),
+    )
+
+
+def read_metadata(
+    source: Path | str, config: Any, name: str, versions: tuple[int, ...], platform: str
+) -> ModelMetadata:
+    """What callers see of a ``ModelConfig`` message; ``source`` is where it came from, for messages.
+
+    Raises:
+        RepositoryError: a tensor without a name, or of a type or shape that NumPy has not.
+    """
+    return ModelMetadata(
+        name=name,
+        versions=versions,
+        platform=platform,
+        max_batch_size=config.max_batch_size,
+        inputs=_tensors(source, "input", config.input, report),
+        outputs=_tensors(source, "output", config.output, report),
+        parameters={key: value.string_value for key, value in sorted(config.parameters.items())},
     )
 
 
@@ -166,31 +253,32 @@ def _platform(source: Path, config: Any) -> str:
     return ONNX
 
 
-def _refuse_unsupported(source: Path, config: Any) -> None:
+def _check_supported(source: Path, config: Any, report: Report) -> None:
     for name in ("sequence_batching", "batch_input", "batch_output"):
         if config.HasField(name) if name == "sequence_batching" else getattr(config, name):
-            raise RepositoryError(f"{source}: {name} is not supported by the embedded engine")
+            report(f"{source}: {name} is not supported by the embedded engine")
     for tensor in (*config.input, *config.output):
         for name in ("reshape", "optional", "allow_ragged_batch", "is_shape_tensor", "is_non_linear_format_io"):
             field = type(tensor).DESCRIPTOR.fields_by_name.get(name)
             if field is None:
                 continue
             if tensor.HasField(name) if field.message_type else getattr(tensor, name):
-                raise RepositoryError(f"{source}: {name} of {tensor.name!r} is not supported by the embedded engine")
+                report(f"{source}: {name} of {tensor.name!r} is not supported by the embedded engine")
 
 
-def _tensors(source: Path, kind: str, tensors: Any) -> tuple[TensorSpec, ...]:
+def _tensors(source: Path | str, kind: str, tensors: Any) -> tuple[TensorSpec, ...]:
     if not tensors:
-        raise RepositoryError(f"{source}: no {kind} is declared")
+        report(f"{source}: no {kind} is declared")
     specs: list[TensorSpec] = []
     for tensor in tensors:
         type_name = schema.DataType.Name(tensor.data_type)
         if not tensor.name or any(tensor.name == spec.name for spec in specs):
-            raise RepositoryError(f"{source}: {kind} name {tensor.name!r} is empty or given twice")
+            report(f"{source}: {kind} name {tensor.name!r} is empty or given twice")
         if type_name not in NUMPY_TYPES:
-            raise RepositoryError(f"{source}: {kind} {tensor.name!r} has data_type {type_name}")
+            report(f"{source}: {kind} {tensor.name!r} has data_type {type_name}")
+            continue
         if any(dim < -1 or dim == 0 for dim in tensor.dims):
-            raise RepositoryError(f"{source}: {kind} {tensor.name!r} has dims {list(tensor.dims)}")
+            report(f"{source}: {kind} {tensor.name!r} has dims {list(tensor.dims)}")
         specs.append(TensorSpec(tensor.name, NUMPY_TYPES[type_name], tuple(tensor.dims)))
     return tuple(specs)
 
