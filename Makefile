@@ -50,8 +50,9 @@ requirements: dev ## compile requirements/*.txt from pyproject.toml (UPGRADE=1: 
 	$(COMPILE) --group tools -o requirements/tools.txt
 	$(COMPILE) pyproject.toml -o requirements/serve.txt
 	$(COMPILE) -c requirements/serve.txt pyproject.toml --group train -o requirements/train.txt
-	$(COMPILE) -c requirements/serve.txt -c requirements/train.txt pyproject.toml --group train --group dev \
-		-o requirements/dev.txt
+	$(COMPILE) -c requirements/serve.txt pyproject.toml --group loadtest -o requirements/loadtest.txt
+	$(COMPILE) -c requirements/serve.txt -c requirements/train.txt -c requirements/loadtest.txt pyproject.toml \
+		--group train --group dev -o requirements/dev.txt
 	$(COMPILE) -c requirements/serve.txt pyproject.toml --extra gpu --no-emit-package onnxruntime \
 		-o requirements/gpu.txt
 	$(COMPILE) --group triton -o requirements/triton.txt

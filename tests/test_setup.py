@@ -25,13 +25,14 @@ else:
     import tomli as tomllib
 
 MB = 1_000_000
-GROUPS = ("tools", "serve", "gpu", "train", "dev")
+GROUPS = ("tools", "serve", "gpu", "loadtest", "train", "dev", "triton")
 # Module prefixes of other rooms that a room may import (the map of the folders is in CONTRIBUTING.md).
 MAY_IMPORT = {
     "service": (),
     "training": ("service",),
     "export": ("service", "training"),
     "loadtest": ("service.client", "service.scenes", "service.skeletons", "service.oks"),
+    "deploy": (),
 }
 # The bench's bound is the service's own networks without the service around them.
 EXCEPTIONS = {Path("loadtest/bound.py"): ("service",)}
@@ -54,8 +55,13 @@ def declared(group: str) -> list[Requirement]:
         "serve": serving,
         "gpu": [line for line in serving if not line.startswith("onnxruntime")]
         + project["project"]["optional-dependencies"]["gpu"],
+        "loadtest": serving + groups["loadtest"],
         "train": serving + groups["train"],
-        "dev": serving + groups["train"] + groups["dev"],
+        "dev": serving
+        + groups["train"]
+        + groups["loadtest"]
+        + [line for line in groups["dev"] if isinstance(line, str)],
+        "triton": groups["triton"],
     }[group]
     return [Requirement(line) for line in lines]
 
@@ -95,7 +101,7 @@ def test_requirements_are_compiled_from_pyproject(group: str) -> None:
         assert all(requirement.specifier.contains(version) for version in versions), f"{requirement}: {versions}"
 
 
-@pytest.mark.parametrize("group", ["train", "dev", "gpu"])
+@pytest.mark.parametrize("group", ["train", "loadtest", "dev", "gpu"])
 def test_what_is_tested_is_what_is_served(group: str) -> None:
     theirs = {name: {v for (n, _), v in pins(group).items() if n == name} for name, _ in pins(group)}
     for (name, _), version in pins("serve").items():
@@ -193,4 +199,4 @@ def test_set_up_names_the_groups_it_knows() -> None:
     command = [sys.executable, str(ROOT / "scripts" / "environment.py"), "everything"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "dev|gpu|serve|train" in done.stderr
+    assert "dev|gpu|loadtest|serve|train|triton" in done.stderr
