@@ -6,11 +6,15 @@ import functools
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from deploy.triton.installation import Installation, find_installation
+from deploy.triton.server import TritonServer
 
 if TYPE_CHECKING:
     from tests.overfitting import Sixteen
@@ -55,6 +59,23 @@ def overfitted(people16: Sixteen, tmp_path_factory: pytest.TempPathFactory) -> C
 
     folder = tmp_path_factory.mktemp("overfitted")
     return functools.cache(lambda name: overfit(name, people16, folder / name))
+
+
+@pytest.fixture(scope="session")
+def triton_installation() -> Installation:
+    """The tritonserver of the nvidia-pytriton wheel, installed on first use; skips where it cannot be."""
+    command = [sys.executable, str(ROOT / "scripts" / "environment.py"), "triton"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"no tritonserver here: {done.stderr.strip()[-500:]}")
+    return find_installation()
+
+
+@pytest.fixture(scope="session")
+def triton_server(triton_installation: Installation) -> Iterator[TritonServer]:
+    """A real tritonserver over the shipped repository; tests may kill it, and start it again afterwards."""
+    with TritonServer(ROOT / "model_repository", installation=triton_installation) as server:
+        yield server
 
 
 def copy_checkout(target: Path) -> Path:

@@ -1,0 +1,1 @@
+"""What surrounds the service in production."""
