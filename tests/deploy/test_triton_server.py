@@ -86,14 +86,14 @@ def test_model_that_cannot_be_loaded_is_named(triton_installation: Installation,
 @pytest.mark.slow
 def test_server_ends_when_it_is_not_ready_in_time(triton_installation: Installation, small: Path) -> None:
     server = TritonServer(small, installation=triton_installation, start_seconds=0.01)
-    with pytest.raises(TritonFailed, match="not ready after 0.01 s"):
+    with pytest.raises(TritonFailed, match=r"not ready after 0\.01 s"):
         server.start()
     assert not server.running
     server.close()
 
 
 def test_missing_pieces_are_named(tmp_path: Path) -> None:
-    with pytest.raises(TritonMissing, match="environment.py triton"):
+    with pytest.raises(TritonMissing, match=r"environment\.py triton"):
         find_installation(tmp_path)
     with pytest.raises(NotADirectoryError, match="nowhere"):
         TritonServer(tmp_path / "nowhere")
