@@ -23,6 +23,8 @@ _errors = Console(stderr=True, highlight=False)
 _output = Console(highlight=False)
 
 Repository = Annotated[Path | None, typer.Option(help="Model repository. Default: the one that came along.")]
+Engine = Annotated[str | None, typer.Option(help="embedded or triton. Default: embedded.")]
+TritonUrl = Annotated[str | None, typer.Option(help="Host and port of Triton's gRPC service.")]
 Threads = Annotated[int | None, typer.Option(min=0, help="Threads that run networks; 0 takes all cores.")]
 
 
@@ -34,7 +36,7 @@ def _settings(**given: Any) -> Settings:
         for problem in error.errors(include_url=False):
             _errors.print(f"[red]setting {'.'.join(map(str, problem['loc']))}[/red]: {problem['msg']}")
         raise typer.Exit(2) from None
-    if not settings.repository.is_dir():
+    if settings.engine == "embedded" and not settings.repository.is_dir():
         _errors.print(f"[red]there is no model repository at {settings.repository}[/red] (--repository)")
         raise typer.Exit(2)
     return settings
@@ -46,10 +48,14 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one. Default: 8000.")] = None,
     repository: Repository = None,
     threads: Threads = None,
+    engine: Engine = None,
+    triton_url: TritonUrl = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Try all models on a rendered picture and exit.")] = False,
 ) -> None:
     """Start the HTTP service."""
-    settings = _settings(host=host, port=port, repository=repository, threads=threads)
+    settings = _settings(
+        host=host, port=port, repository=repository, threads=threads, engine=engine, triton_url=triton_url
+    )
     if dry_run:
         asyncio.run(_dry_run(settings))
         return
@@ -72,13 +78,15 @@ def predict(
     flip: Annotated[bool, typer.Option("--flip", help="Average with the mirrored crop.")] = False,
     repository: Repository = None,
     threads: Threads = None,
+    engine: Engine = None,
+    triton_url: TritonUrl = None,
 ) -> None:
     """Find the people of pictures, without a server. Exits with 1 when a picture could not be read."""
     from service.errors import InvalidOption, ServiceError
     from service.options import read_options
     from service.prediction import find_pictures, predict_files
 
-    settings = _settings(repository=repository, threads=threads, model=model)
+    settings = _settings(repository=repository, threads=threads, model=model, engine=engine, triton_url=triton_url)
     if format not in ("coco", "results"):
         _errors.print(f"[red]--format {format}[/red]: coco or results (--draw FOLDER draws)")
         raise typer.Exit(2)
@@ -103,13 +111,15 @@ def predict(
 @app.command()
 def models(
     repository: Repository = None,
+    engine: Engine = None,
+    triton_url: TritonUrl = None,
     as_json: Annotated[bool, typer.Option("--json", help="The same as GET /v1/models answers.")] = False,
 ) -> None:
-    """List the models of the repository."""
+    """List the models of the repository, or of a Triton server."""
     from service.errors import ServiceError
 
     try:
-        listed = asyncio.run(_list_models(_settings(repository=repository)))
+        listed = asyncio.run(_list_models(_settings(repository=repository, engine=engine, triton_url=triton_url)))
     except ServiceError as error:
         _errors.print(f"[red]{error.title}[/red]: {error.detail}")
         raise typer.Exit(1) from None

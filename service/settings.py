@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -25,7 +26,20 @@ class Settings(BaseSettings):
 
     repository: Path = Field(REPOSITORY, description="Model repository (Triton's layout).")
     threads: int = Field(0, ge=0, description="Threads that run networks; 0 takes all cores.")
+    reload_seconds: float = Field(
+        2.0, ge=0, description="How often the embedded engine looks for new models in the repository; 0 for never."
+    )
     model: str = Field("pose", description="Pose model that answers when a request names none.")
+
+    engine: Literal["embedded", "triton"] = Field(
+        "embedded", description="What runs the networks: ONNX Runtime in the process, or a Triton server."
+    )
+    triton_url: str = Field("localhost:8001", description="Host and port of Triton's gRPC service.")
+    triton_concurrency: int = Field(32, gt=0, description="Calls at Triton at a time.")
+    triton_shared_memory: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Crops through /dev/shm: auto where Triton is on this machine, on for containers that share it.",
+    )
 
     cpu_threads: int = Field(
         default_factory=lambda: max(2, os.cpu_count() or 2),
@@ -60,6 +74,15 @@ class Settings(BaseSettings):
     @classmethod
     def _split_keys(cls, value: object) -> object:
         return tuple(key.strip() for key in value.split(",") if key.strip()) if isinstance(value, str) else value
+
+    @field_validator("triton_url", mode="after")
+    @classmethod
+    def _host_and_port(cls, value: str) -> str:
+        host, _, port = value.rpartition(":")
+        plain = re.fullmatch(r"[\w.-]+|\[[0-9a-fA-F:.]+\]", host)
+        if not plain or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+            raise ValueError(f"{value!r} is not host:port, such as localhost:8001 (no http://; [::1]:8001 for IPv6)")
+        return value
 
     @field_validator("repository", mode="after")
     @classmethod

@@ -1,0 +1,312 @@
+"""The engine that sends everything to a Triton inference server, over gRPC.
+
+It keeps the contract of :class:`Engine`, whatever the server does: deadlines are the caller's, a server that is gone
+is told within a second, and nothing is computed twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from tritonclient.grpc import InferInput, InferResult
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+from service.engines.base import Array, Engine, ModelMetadata, Tensors
+from service.engines.tensors import check_inputs, empty_outputs, fits, join_rows, split_rows
+from service.engines.triton_errors import never_sent, region_unknown, translate
+from service.engines.triton_memory import LEAST_BYTES, Region, SharedRegions
+from service.engines.triton_server import TritonServer
+from service.errors import (
+    DeadlineExceeded,
+    EngineUnavailable,
+    InferenceFailed,
+    ModelNotFound,
+    Overloaded,
+    ServiceError,
+)
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+# A request that found no connection is sent again for this long: a server behind a name may have moved.
+_RETRY_SECONDS = 0.5
+_RETRY_PAUSE = 0.05
+_CALL_SECONDS = 1.5
+
+
+@dataclass(frozen=True)
+class TritonSettings:
+    """How the server is used.
+
+    Attributes:
+        concurrency: most requests at the server at a time; others wait here, where their deadline is watched and
+            their tensors are not yet copied.
+        shared_memory: ``auto`` uses it when the address is this machine's own and the server takes it, ``on`` also
+            for other addresses (containers that share /dev/shm), ``off`` never.
+        drain_seconds: how long ``close`` waits for requests in flight.
+    """
+
+    concurrency: int = 32
+    shared_memory: Literal["auto", "on", "off"] = "auto"
+    drain_seconds: float = 30.0
+
+
+@dataclass
+class TransportStatistics:
+    """What the engine counts: calls by model and outcome, bytes of inputs by way, calls that were sent again."""
+
+    calls: Counter[tuple[str, str]] = field(default_factory=Counter)
+    sent_bytes: Counter[str] = field(default_factory=Counter)
+    retries: int = 0
+
+
+class TritonEngine(Engine):
+    """A Triton server as an engine. One channel for each engine, made by ``start``."""
+
+    kind = "triton"
+
+    def __init__(self, url: str, settings: TritonSettings | None = None) -> None:
+        """``url`` is host:port of the gRPC port; nothing is sent before ``start``."""
+        self.settings = settings or TritonSettings()
+        self.transport = TransportStatistics()
+        self._server = TritonServer(url, self._server_returned, self._server_polled)
+        self._regions = SharedRegions(_CALL_SECONDS)
+        self._turns = asyncio.Semaphore(self.settings.concurrency)
+        self._started = False
+        self._closed = False
+        self._in_flight = 0
+        self._idle = asyncio.Event()
+
+    @property
+    def shared_memory(self) -> bool:
+        """Whether crops go through shared memory now."""
+        return self._regions.enabled
+
+    @property
+    def reachable(self) -> bool:
+        """Whether the server answered the last poll."""
+        return self._server.gone is None
+
+    async def start(self) -> None:
+        """Connect and read what is loaded. Raises EngineUnavailable with the reason and the address."""
+        if self._closed:
+            raise EngineUnavailable("the engine is closed")
+        if self._started:
+            return
+        await self._server.connect()
+        wanted = self.settings.shared_memory
+        share = wanted == "on" or (wanted == "auto" and self._server.local)
+        if share and not await self._regions.open(self._server.client):
+            level = logging.WARNING if wanted == "on" else logging.INFO
+            logger.log(level, "no shared memory with %s: %s", self._server.name, self._regions.refusal)
+        self._started = True
+        logger.info(
+            "%s has %d models; shared memory: %s",
+            self._server.name,
+            len(self._server.catalogue.models),
+            "yes" if self.shared_memory else "no",
+        )
+
+    async def infer(self, model: str, inputs: Tensors, *, timeout: float | None = None) -> dict[str, Array]:
+        """Run one request; see :meth:`Engine.infer`."""
+        metadata = self._metadata(model)
+        rows = check_inputs(metadata, inputs)
+        if rows == 0:
+            return empty_outputs(metadata)
+        deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
+        limit = metadata.max_batch_size
+        parts = split_rows(inputs, rows, limit) if 0 < limit < rows else [dict(inputs)]
+        self._in_flight += 1
+        outcome = "cancelled"
+        try:
+            answers = await _all_or_none([self._part(metadata, part, deadline) for part in parts])
+            outcome = "ok"
+            return join_rows(answers)
+        except ServiceError as error:
+            outcome = error.type
+            raise
+        finally:
+            self.transport.calls[model, outcome] += 1
+            self._in_flight -= 1
+            if self._in_flight == 0:
+                self._idle.set()
+
+    async def models(self) -> list[str]:
+        """Names of the loaded models, sorted. Raises EngineUnavailable."""
+        self._require()
+        return sorted(self._server.catalogue.models)
+
+    async def metadata(self, model: str) -> ModelMetadata:
+        """The model's config. Raises ModelNotFound, EngineUnavailable."""
+        return self._metadata(model)
+
+    async def ready(self) -> bool:
+        """True when every loaded model answers. Raises EngineUnavailable with the reason when one does not."""
+        if self._closed or not self._started:
+            return False
+        self._require()
+        absent = await self._server.not_ready()
+        if absent:
+            raise EngineUnavailable(f"{self._server.name}: not ready: {', '.join(absent)}")
+        return True
+
+    async def close(self) -> None:
+        """Refuse new requests, finish those in flight within ``drain_seconds``, let go of the server."""
+        first, self._closed = not self._closed, True
+        if not first:
+            return
+        if self._in_flight:
+            self._idle.clear()
+            try:
+                await asyncio.wait_for(self._idle.wait(), self.settings.drain_seconds)
+            except asyncio.TimeoutError:  # before Python 3.11 not the built-in one
+                logger.warning("closing with %d requests unfinished", self._in_flight)
+        await self._regions.close(self._server.client)
+        await self._server.close()
+
+    def _require(self) -> None:
+        if self._closed:
+            raise EngineUnavailable("the engine is closed")
+        if not self._started or self._server.gone is not None:
+            raise EngineUnavailable(self._server.gone or "the engine is not started")
+
+    def _metadata(self, model: str) -> ModelMetadata:
+        self._require()
+        catalogue = self._server.catalogue
+        if model not in catalogue.models:
+            why = catalogue.troubles.get(model)
+            raise ModelNotFound(
+                f"model {model!r} is not loaded by {self._server.name}{f' ({why})' if why else ''}; "
+                f"there are {sorted(catalogue.models)}"
+            )
+        return catalogue.models[model]
+
+    async def _part(self, metadata: ModelMetadata, inputs: Tensors, deadline: float | None) -> dict[str, Array]:
+        """At most ``max_batch_size`` rows."""
+        async with self._turn(metadata.name, deadline):
+            region = await self._borrow(inputs)
+            if region is None:
+                result = await self._send(metadata.name, self._tensors(metadata, inputs, None), deadline)
+                return _outputs(metadata, inputs, result)
+            answered = False
+            try:
+                tensors = self._tensors(metadata, inputs, region)
+                result = await self._send(metadata.name, tensors, deadline)
+                answered = True
+            except (Overloaded, InferenceFailed, ModelNotFound):
+                answered = True
+                raise
+            except _RegionUnknown:
+                answered = True
+                self._regions.server_restarted()
+                result = await self._send(metadata.name, self._tensors(metadata, inputs, None), deadline)
+            finally:
+                self._regions.give_back(region, answered=answered)
+            return _outputs(metadata, inputs, result)
+
+    async def _send(self, model: str, tensors: Sequence[Any], deadline: float | None) -> Any:
+        """One call. Only what found no connection is sent again, and no longer than half a second."""
+        clock = asyncio.get_running_loop().time
+        patience = clock() + _RETRY_SECONDS
+        while True:
+            left = None if deadline is None else deadline - clock()
+            if left is not None and left <= 0:
+                raise DeadlineExceeded(f"model {model!r} did not answer in time")
+            try:
+                microseconds = None if left is None else max(1, int(left * 1e6))
+                return await self._server.client.infer(model, tensors, timeout=microseconds, client_timeout=left)
+            except InferenceServerException as error:
+                if region_unknown(error):
+                    raise _RegionUnknown from error
+                again = clock() + _RETRY_PAUSE
+                failure = translate(error, model, self._server.name)
+                if not isinstance(failure, (DeadlineExceeded, Overloaded)):
+                    self._server.look()
+                if not never_sent(error) or again > min(patience, patience if deadline is None else deadline):
+                    raise failure from error
+            self.transport.retries += 1
+            await asyncio.sleep(_RETRY_PAUSE)
+
+    @asynccontextmanager
+    async def _turn(self, model: str, deadline: float | None) -> AsyncIterator[None]:
+        if deadline is None or not self._turns.locked():
+            await self._turns.acquire()
+        else:
+            try:
+                await asyncio.wait_for(self._turns.acquire(), max(0.0, deadline - asyncio.get_running_loop().time()))
+            except asyncio.TimeoutError:
+                raise DeadlineExceeded(f"model {model!r}: too many requests are at {self._server.name}") from None
+        try:
+            yield
+        finally:
+            self._turns.release()
+
+    async def _borrow(self, inputs: Tensors) -> Region | None:
+        large = _large(inputs)
+        return await self._regions.borrow(self._server.client, Region.needed(large)) if large else None
+
+    def _tensors(self, metadata: ModelMetadata, inputs: Tensors, region: Region | None) -> list[Any]:
+        large = _large(inputs) if region is not None else {}
+        offsets = region.write(large) if region is not None else {}
+        tensors = []
+        for spec in metadata.inputs:
+            array = inputs[spec.name]
+            tensor = InferInput(spec.name, array.shape, np_to_triton_dtype(array.dtype))
+            if region is not None and spec.name in large:
+                tensor.set_shared_memory(region.name, array.nbytes, offsets[spec.name])
+            else:
+                tensor.set_data_from_numpy(array)
+            self.transport.sent_bytes["shared_memory" if spec.name in large else "grpc"] += array.nbytes
+            tensors.append(tensor)
+        return tensors
+
+    def _server_returned(self) -> None:
+        self._regions.server_restarted()
+
+    def _server_polled(self) -> None:
+        self._regions.polled()
+
+
+class _RegionUnknown(Exception):
+    """The server does not know a region that was registered."""
+
+
+def _large(inputs: Tensors) -> Mapping[str, Array]:
+    return {name: a for name, a in inputs.items() if a.nbytes >= LEAST_BYTES and a.dtype != np.object_}
+
+
+def _outputs(metadata: ModelMetadata, inputs: Tensors, result: InferResult) -> dict[str, Array]:
+    """The answer's arrays in the config's order. Raises InferenceFailed when they are not what the config says."""
+    rows = len(next(iter(inputs.values()))) if metadata.max_batch_size else 0
+    outputs = {}
+    for spec in metadata.outputs:
+        array = result.as_numpy(spec.name)
+        wanted = (rows, *spec.shape) if metadata.max_batch_size else spec.shape
+        if array is None or array.dtype != spec.dtype or not fits(array.shape, wanted):
+            got = "nothing" if array is None else f"{array.dtype} {list(array.shape)}"
+            raise InferenceFailed(
+                f"model {metadata.name!r} answered {spec.name!r} as {got}, its config says {spec.dtype} {list(wanted)}"
+            )
+        outputs[spec.name] = array
+    return outputs
+
+
+async def _all_or_none(work: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """All results in order, or the first failure after the others were cancelled."""
+    if len(work) == 1:
+        return [await work[0]]
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
