@@ -18,7 +18,7 @@ COMPILE = UV_CUSTOM_COMPILE_COMMAND="make requirements" $(BIN)/uv pip compile --
 	--python-version 3.10 $(if $(UPGRADE),--upgrade)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format bench loadtest requirements clean dev python
+.PHONY: help serve triton test lint format bench loadtest requirements clean dev python
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,11 @@ help: ## list the verbs
 serve: python ## install what serving needs and start the service (HOST, PORT, ENVIRONMENT=gpu)
 	@$(PYTHON) scripts/environment.py $(ENVIRONMENT)
 	@exec .venv/$(ENVIRONMENT)/bin/tritonpose serve --host "$(HOST)" --port "$(PORT)" $(ARGS)
+
+triton: python ## install NVIDIA Triton, start it and the service on top of it; no docker (HOST, PORT)
+	@$(PYTHON) scripts/environment.py serve
+	@$(PYTHON) scripts/environment.py triton
+	@exec .venv/serve/bin/python -m deploy.triton --host "$(HOST)" --port "$(PORT)" $(ARGS)
 
 test: dev ## run all tests (photographs: TRITONPOSE_DATA=FOLDER)
 	$(BIN)/python -m pytest -q $(ARGS)

@@ -108,6 +108,7 @@ class TritonServer:
         self._installation.copy_backends(self._backends)
         self.log = log or self._folder / "triton.log"
         self._process: subprocess.Popen[bytes] | None = None
+        self._started = 0.0
         self._prefix = f"tritonpose_{uuid.uuid4().hex[:12]}_"
 
     @property
@@ -129,6 +130,11 @@ class TritonServer:
     def pid(self) -> int | None:
         """Process id while it runs."""
         return self._process.pid if self._process is not None and self.running else None
+
+    @property
+    def exit_code(self) -> int | None:
+        """What it ended with, negative for a signal; None while it runs and before the first start."""
+        return None if self._process is None else self._process.poll()
 
     @property
     def running(self) -> bool:
@@ -153,6 +159,7 @@ class TritonServer:
         if self.running:
             return
         self._sweep()
+        self._started = time.monotonic()
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -163,7 +170,7 @@ class TritonServer:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C is for whoever started it, who ends it in order
-                preexec_fn=_end_with_parent,
+                preexec_fn=end_with_parent,
             )
         if wait:
             self.wait_ready()
@@ -180,16 +187,20 @@ class TritonServer:
             connection.close()
 
     def wait_ready(self) -> None:
-        """Return when ready; otherwise end the process and raise TritonFailed with the end of the log."""
-        end = time.monotonic() + self._start_seconds
-        while not self.ready():
-            if not self.running:
-                code = self._process.returncode if self._process is not None else None
-                raise TritonFailed(f"tritonserver ended with {code}; {self._complaints()}")
-            if time.monotonic() > end:
-                self.kill()
-                raise TritonFailed(f"tritonserver is not ready after {self._start_seconds:g} s; {self._complaints()}")
+        """Return when ready; otherwise end the process and raise TritonFailed with what its log says."""
+        while not self.poll_ready():
             time.sleep(0.05)
+
+    def poll_ready(self) -> bool:
+        """Whether a server that was started is ready by now. Raises TritonFailed as ``wait_ready`` does."""
+        if self.ready():
+            return True
+        if not self.running:
+            raise TritonFailed(f"tritonserver ended with {self.exit_code}; {self._complaints()}")
+        if time.monotonic() > self._started + self._start_seconds:
+            self.kill()
+            raise TritonFailed(f"tritonserver is not ready after {self._start_seconds:g} s; {self._complaints()}")
+        return False
 
     def log_tail(self) -> str:
         """The last lines of the log."""
@@ -272,7 +283,7 @@ class TritonServer:
                 region.unlink(missing_ok=True)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """In the child: be told to end when the starting thread's process is gone, whatever ended it (Linux only)."""
     if sys.platform == "linux":
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
