@@ -55,6 +55,7 @@ def info(options: PoseOptions, pose: PosePreset, engine: str) -> JsonObject:
         "description": "tritonpose",
         "version": __version__,
         "engine": engine,
+        "model_version": pose.version,
         "detector": pose.detector,
         "skeleton": pose.skeleton.name,
         **options.echo(),

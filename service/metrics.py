@@ -16,7 +16,7 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from service.admission import Admission
@@ -102,6 +102,7 @@ class _EngineCounters(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Made anew for each scrape."""
+        yield from self._updates()
         statistics: dict[str, Any] = getattr(self._engine, "statistics", dict)()
         if not statistics:
             return
@@ -127,3 +128,25 @@ class _EngineCounters(Collector):
         yield batches
         for _, family in families:
             yield family
+
+    def _updates(self) -> Iterator[Metric]:
+        """What became of changes in the model repository."""
+        refused = GaugeMetricFamily(
+            "tritonpose_update_refused", "1 while the models in the repository are refused and older ones answer."
+        )
+        refused.add_metric([], float(self._engine.refused is not None))
+        yield refused
+        updates: dict[str, int] = getattr(self._engine, "updates", {})
+        if updates:
+            counter = CounterMetricFamily(
+                "tritonpose_updates", "Changes of the model repository, taken over or refused.", labels=["outcome"]
+            )
+            for outcome, count in sorted(updates.items()):
+                counter.add_metric([outcome], count)
+            yield counter
+        versions: dict[str, int] = getattr(self._engine, "versions", dict)()
+        if versions:
+            gauge = GaugeMetricFamily("tritonpose_model_version", "The version that answers.", labels=["model"])
+            for model, version in versions.items():
+                gauge.add_metric([model], version)
+            yield gauge

@@ -18,7 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 import cv2
 import numpy as np
 
-from service.engines.base import Engine, Tensors
+from service.engines.base import Engine, Models, Tensors
 from service.errors import InferenceFailed, InvalidOption, ModelNotFound
 from service.image_header import ImageHeader
 from service.metrics import Metrics
@@ -45,6 +45,8 @@ Result = TypeVar("Result")
 # Arithmetic on this many people takes 0.2 ms and holds the interpreter lock throughout: a thread would add two
 # switches (5 ms each on cores that are busy inferring) and take nothing off the event loop.
 FEW_PEOPLE = 32
+# Times that a request is begun anew because its models were replaced under it: a second one is rare, a third a fault.
+_REPLACED_UNDER_A_REQUEST = 2
 # Pictures of one detector call: enough to fill a batch, few enough that their pixels do not pile up.
 _GROUP = 16
 
@@ -85,8 +87,12 @@ class PosePipeline:
         *,
         headers: Sequence[ImageHeader] | None = None,
         keep_pixels: bool = False,
+        models: Models | None = None,
     ) -> Answer:
         """Find the people of every picture.
+
+        All of a request is answered by one state of the models. Where the engine cannot keep that state for it (a
+        Triton server that replaces a model), the request is run anew with the new one.
 
         Args:
             pictures: encoded pictures.
@@ -94,6 +100,7 @@ class PosePipeline:
             stages: gets the seconds of each stage; None when nobody asks.
             headers: what :meth:`read_headers` gave for these pictures, when it was called before.
             keep_pixels: hand the decoded pictures back too, for drawing.
+            models: that answer; those that the engine serves now when None.
 
         Raises:
             InvalidImage, TooLarge, UnsupportedMedia: with the ``image_index`` of the first bad picture.
@@ -101,20 +108,39 @@ class PosePipeline:
             EngineUnavailable, ModelNotFound, InferenceFailed, DeadlineExceeded: from the engine.
         """
         stages = stages if stages is not None else Stages()
-        try:
-            pose, detector = await self.presets.find(options.model)
-            options = fill_in(options, pose, detector)
-            run = _Run(self, options, pose, detector, stages, keep_pixels)
-            if headers is None:
-                headers = await self.off_loop(self.read_headers, pictures, stages)
-            answers: list[PosedPicture] = []
-            for group in self._groups(headers):
-                async with self._budget.hold(sum(headers[index].pixels for index in group)):
-                    answers += await run.group([(index, pictures[index], headers[index]) for index in group])
-            return Answer(answers, options, pose)
-        except (ModelNotFound, InferenceFailed):
-            self.presets.forget()
-            raise
+        if models is not None:
+            return await self._run(pictures, options, stages, headers, keep_pixels, models)
+        for _ in range(_REPLACED_UNDER_A_REQUEST):
+            with self.engine.hold() as held:
+                before = await self.presets.find(options.model, held)
+                try:
+                    return await self._run(pictures, options, stages, headers, keep_pixels, held)
+                except (ModelNotFound, InferenceFailed, ValueError):
+                    # Tensors that do not fit, or a version that is gone: was it another model than the one asked for?
+                    if await self.presets.find(options.model) == before:
+                        raise
+        with self.engine.hold() as held:
+            return await self._run(pictures, options, stages, headers, keep_pixels, held)
+
+    async def _run(
+        self,
+        pictures: Sequence[Picture],
+        options: PoseOptions,
+        stages: Stages,
+        headers: Sequence[ImageHeader] | None,
+        keep_pixels: bool,
+        models: Models,
+    ) -> Answer:
+        pose, detector = await self.presets.find(options.model, models)
+        options = fill_in(options, pose, detector)
+        run = _Run(self, models, options, pose, detector, stages, keep_pixels)
+        if headers is None:
+            headers = await self.off_loop(self.read_headers, pictures, stages)
+        answers: list[PosedPicture] = []
+        for group in self._groups(headers):
+            async with self._budget.hold(sum(headers[index].pixels for index in group)):
+                answers += await run.group([(index, pictures[index], headers[index]) for index in group])
+        return Answer(answers, options, pose)
 
     def read_headers(self, pictures: Sequence[Picture], stages: Stages) -> list[ImageHeader]:
         """Check every picture's header before the first is decoded; for a thread of :meth:`off_loop`.
@@ -125,11 +151,11 @@ class PosePipeline:
         with stages.measure("decode"):
             return read_headers(pictures, self._settings.max_image_bytes, self._settings.max_pixels)
 
-    async def infer(self, model: str, inputs: Tensors) -> dict[str, Any]:
+    async def infer(self, models: Models, model: str, inputs: Tensors) -> dict[str, Any]:
         """One engine call, counted."""
         if self._metrics:
             self._metrics.engine_rows.labels(model).observe(len(next(iter(inputs.values()))))
-        return await self.engine.infer(model, inputs)
+        return await models.infer(model, inputs)
 
     async def off_loop(
         self, work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
@@ -161,13 +187,15 @@ class _Run:
     def __init__(
         self,
         pipeline: PosePipeline,
+        models: Models,
         options: PoseOptions,
         pose: PosePreset,
         detector: DetectorPreset,
         stages: Stages,
         keep_pixels: bool,
     ) -> None:
-        self.pipeline, self.options, self.stages, self.keep_pixels = pipeline, options, stages, keep_pixels
+        self.pipeline, self.models = pipeline, models
+        self.options, self.stages, self.keep_pixels = options, stages, keep_pixels
         self.pose, self.detector = pose, detector
         self.pose_model = (pose.flip_model or pose.name) if options.flip else pose.name
         self.weights = np.array(options.fusion, np.float32)
@@ -193,7 +221,7 @@ class _Run:
             return []
         batch = squares[0][None] if len(squares) == 1 else np.stack(squares)
         with self.stages.measure("detector"):
-            outputs = await self.pipeline.infer(self.detector.name, {"images": batch})
+            outputs = await self.pipeline.infer(self.models, self.detector.name, {"images": batch})
         return list(zip(outputs["boxes"], outputs["scores"], strict=True))
 
     async def _pose(self, picture: Picture, opened: Opened, candidates: Candidates | None) -> PosedPicture:
@@ -207,7 +235,8 @@ class _Run:
         if len(crops.boxes):
             weights = np.tile(self.weights, (len(crops.boxes), 1))
             with stages.measure("pose"):
-                outputs = await self.pipeline.infer(self.pose_model, {"crops": crops.pixels, "fusion_weights": weights})
+                inputs: Tensors = {"crops": crops.pixels, "fusion_weights": weights}
+                outputs = await self.pipeline.infer(self.models, self.pose_model, inputs)
             work = partial(
                 answer_people, outputs["keypoints"], crops, options, self.pose, stages, suppress=candidates is not None
             )

@@ -5,17 +5,13 @@ Nothing about a model is written in the service: a new skeleton or input size is
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from service.engines.base import Engine, ModelMetadata
+from service.engines.base import Engine, ModelMetadata, Models
 from service.errors import InvalidOption, ModelNotFound
 from service.skeletons import Skeleton
-
-# A model that is replaced in a running Triton is noticed after this many seconds.
-_FRESH_SECONDS = 30.0
 
 Value = TypeVar("Value")
 
@@ -28,11 +24,13 @@ class DetectorPreset:
         name: model name.
         side: side of its square input in pixels.
         box_threshold: lowest score of a box that is kept by default.
+        version: the one that answers.
     """
 
     name: str
     side: int
     box_threshold: float
+    version: int = 1
 
 
 @dataclass(frozen=True)
@@ -48,6 +46,7 @@ class PosePreset:
         padding: factor on a box before it is cropped.
         score_threshold: joint score from which ``v`` is 2 by default.
         flip_model: the ensemble that averages with the mirrored crop; None where there is none.
+        version: the one that answers.
     """
 
     name: str
@@ -58,6 +57,7 @@ class PosePreset:
     padding: float
     score_threshold: float
     flip_model: str | None
+    version: int = 1
 
 
 def detector_preset(metadata: ModelMetadata) -> DetectorPreset:
@@ -66,6 +66,7 @@ def detector_preset(metadata: ModelMetadata) -> DetectorPreset:
         name=metadata.name,
         side=_parameter(metadata, "input_size", int),
         box_threshold=_parameter(metadata, "box_threshold", float),
+        version=max(metadata.versions, default=1),
     )
 
 
@@ -80,6 +81,7 @@ def pose_preset(metadata: ModelMetadata) -> PosePreset:
         padding=_parameter(metadata, "padding", float),
         score_threshold=_parameter(metadata, "score_threshold", float),
         flip_model=metadata.parameters.get("flip_model") or None,
+        version=max(metadata.versions, default=1),
     )
 
 
@@ -94,43 +96,49 @@ def _parameter(metadata: ModelMetadata, name: str, read: Callable[[str], Value])
 
 
 class Presets:
-    """The presets of an engine's models, remembered for half a minute."""
+    """The presets of an engine's models; a config is read again when it is another one."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._known: dict[str, tuple[float, PosePreset, DetectorPreset]] = {}
+        self._known: dict[str, tuple[ModelMetadata, ModelMetadata, PosePreset, DetectorPreset]] = {}
 
-    async def find(self, name: str) -> tuple[PosePreset, DetectorPreset]:
-        """The pose preset of that name and its detector.
+    async def find(self, name: str, models: Models | None = None) -> tuple[PosePreset, DetectorPreset]:
+        """The pose preset of that name and its detector, of the same state of the models.
+
+        Args:
+            name: a pose model's.
+            models: where to look; the engine when None.
 
         Raises:
             InvalidOption: there is no pose model of that name; the detail lists those there are.
             ModelNotFound: its detector is not loaded, or a config lacks a parameter.
         """
-        known = self._known.get(name)
-        if known and time.monotonic() < known[0]:
-            return known[1:]
-        if name not in await self._engine.models():
-            raise await self._unknown(name)
-        metadata = await self._engine.metadata(name)
+        models = models or self._engine
+        try:
+            metadata = await models.metadata(name)
+        except ModelNotFound:
+            raise await self._unknown(name, models) from None
         if metadata.parameters.get("kind") != "pose":
-            raise await self._unknown(name)
+            raise await self._unknown(name, models)
+        known = self._known.get(name)
+        if known is not None and known[0] == metadata:
+            detector_metadata = await models.metadata(known[2].detector)
+            if known[1] == detector_metadata:
+                return known[2:]
         pose = pose_preset(metadata)
-        detector = detector_preset(await self._engine.metadata(pose.detector))
-        self._known[name] = (time.monotonic() + _FRESH_SECONDS, pose, detector)
+        detector_metadata = await models.metadata(pose.detector)
+        detector = detector_preset(detector_metadata)
+        self._known[name] = (metadata, detector_metadata, pose, detector)
         return pose, detector
 
-    def forget(self) -> None:
-        """Ask the engine again next time (a model may have been replaced)."""
-        self._known.clear()
-
-    async def names(self) -> list[str]:
+    async def names(self, models: Models | None = None) -> list[str]:
         """Names of the pose models, sorted."""
-        every = [await self._engine.metadata(name) for name in await self._engine.models()]
+        models = models or self._engine
+        every = [await models.metadata(name) for name in await models.models()]
         return [metadata.name for metadata in every if metadata.parameters.get("kind") == "pose"]
 
-    async def _unknown(self, name: str) -> InvalidOption | ModelNotFound:
-        names = await self.names()
+    async def _unknown(self, name: str, models: Models) -> InvalidOption | ModelNotFound:
+        names = await self.names(models)
         if not names:
             return ModelNotFound("the engine has no pose model loaded")
         return InvalidOption(f"model: there is no pose model {name!r}; there are {', '.join(names)}")

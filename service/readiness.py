@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from service.engines.base import Engine
+from service.engines.base import Engine, Models
 from service.errors import EngineUnavailable, ServiceError
 from service.metrics import Metrics
 from service.options import PoseOptions
@@ -44,6 +44,8 @@ class Readiness:
         self._draining = False
         self.models: list[str] = []
         self._task: asyncio.Task[None] | None = None
+        # What replaces models in the running engine has to pass what the first ones passed.
+        engine.trial = self._try_models
 
     def begin(self) -> None:
         """Start bringing the engine up in the background."""
@@ -85,6 +87,11 @@ class Readiness:
         if not answers:
             raise EngineUnavailable(f"the {self._engine.kind} engine's models do not all answer")
 
+    async def _try_models(self, models: Models) -> None:
+        names = await rehearse(self._pipeline, models)
+        if self._reason is None:
+            self.models = names
+
     async def _bring_up(self) -> None:
         started = time.perf_counter()
         while self._reason is not None:
@@ -105,8 +112,12 @@ class Readiness:
                 logger.info("ready after %.2f s: %s", time.perf_counter() - started, ", ".join(self.models))
 
 
-async def rehearse(pipeline: PosePipeline) -> list[str]:
+async def rehearse(pipeline: PosePipeline, models: Models | None = None) -> list[str]:
     """Send a rendered picture through every pose model, as a detector sees it and with a given box.
+
+    Args:
+        pipeline: over an engine that has been started.
+        models: to try; those that the engine serves now when None.
 
     Returns:
         names of the pose models that answered.
@@ -114,16 +125,16 @@ async def rehearse(pipeline: PosePipeline) -> list[str]:
     Raises:
         ServiceError: what a request would have got.
     """
-    names = await pipeline.presets.names()
+    names = await pipeline.presets.names(models)
     if not names:
         raise EngineUnavailable("the engine has no pose model (kind=pose) loaded")
     data, box = await asyncio.to_thread(_rehearsal_picture)
     # The box makes sure that the pose model runs, even when a detector finds nobody in the picture.
     pictures = [Picture(data, 1), Picture(data, 2, box)]
     for name in names:
-        answer = await pipeline.run(pictures, PoseOptions(model=name))
+        answer = await pipeline.run(pictures, PoseOptions(model=name), models=models)
         if answer.pose.flip_model:
-            await pipeline.run(pictures[1:], PoseOptions(model=name, flip=True))
+            await pipeline.run(pictures[1:], PoseOptions(model=name, flip=True), models=models)
     return names
 
 

@@ -18,6 +18,7 @@ from service.api_docs import POSE_OPERATION, PROBLEMS
 from service.bodies import Body, parse_body, read_bytes
 from service.catalogue import find_model, list_models
 from service.drawing import draw_people, encode_picture
+from service.engines.base import Engine
 from service.errors import ClientGone, InvalidOption, NotFound
 from service.image_header import ImageHeader
 from service.keys import check_key
@@ -80,8 +81,9 @@ async def pose(request: Request) -> Response:
 
 @_guarded.get("/models", summary="What is loaded")
 async def models(request: Request) -> Response:
-    """Every model with its kind, versions, tensors, parameters and skeleton."""
-    return _json({"models": await list_models(service_of(request).engine)})
+    """Every model with its kind, versions, tensors, parameters and skeleton, and why newer ones are not taken."""
+    engine = service_of(request).engine
+    return _json({"models": await list_models(engine), **_refusal(engine)})
 
 
 @_guarded.get("/models/{name}", summary="One model", responses={404: {"description": "No such model."}})
@@ -101,7 +103,8 @@ async def ready(request: Request) -> Response:
     """200 when a picture went through every model and the engine still answers; else 503 with the reason."""
     service = service_of(request)
     await service.readiness.check()
-    return _json({"status": "ready", "engine": service.engine.kind, "models": service.readiness.models})
+    told = {"status": "ready", "engine": service.engine.kind, "models": service.readiness.models}
+    return _json({**told, **_refusal(service.engine)})
 
 
 @router.get("/metrics", tags=["health"], summary="Prometheus")
@@ -187,6 +190,11 @@ async def _hang_up(request: Request) -> None:
     """Ends when the caller closes the connection (the body has been read: nothing else can arrive)."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def _refusal(engine: Engine) -> dict[str, str]:
+    """What keeps the models of the repository from being served, while the ones before them go on."""
+    return {"refused_update": engine.refused} if engine.refused else {}
 
 
 @cache

@@ -7,7 +7,8 @@ An engine knows tensors by name and nothing of images, people or HTTP.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -39,15 +40,8 @@ class ModelMetadata:
     parameters: Mapping[str, str] = field(default_factory=dict)
 
 
-class Engine(ABC):
-    """Runs models by name, batch first. Implementations are safe to call from many tasks of one event loop."""
-
-    #: Shown in ``info`` and the metrics: ``embedded``, ``triton``, ``fake``.
-    kind: str
-
-    @abstractmethod
-    async def start(self) -> None:
-        """Load or connect. Raises EngineUnavailable with the reason when it cannot."""
+class Models(ABC):
+    """Models that can be asked: those of an engine as they come and go, or one state of them that stays."""
 
     @abstractmethod
     async def infer(self, model: str, inputs: Tensors, *, timeout: float | None = None) -> dict[str, Array]:
@@ -77,6 +71,34 @@ class Engine(ABC):
     @abstractmethod
     async def metadata(self, model: str) -> ModelMetadata:
         """The model's config. Raises ModelNotFound."""
+
+
+# Tries models that are to replace others; raises ServiceError for those that must not.
+Trial = Callable[[Models], Awaitable[None]]
+
+
+class Engine(Models):
+    """Runs models by name, batch first. Implementations are safe to call from many tasks of one event loop."""
+
+    #: Shown in ``info`` and the metrics: ``embedded``, ``triton``, ``fake``.
+    kind: str
+    #: Why what lies in the model repository now is not what is served; None where it is, or nobody knows.
+    refused: str | None = None
+    #: What new models have to pass before they replace the old ones, in engines that replace models themselves.
+    trial: Trial | None = None
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Load or connect. Raises EngineUnavailable with the reason when it cannot."""
+
+    @contextmanager
+    def hold(self) -> Iterator[Models]:
+        """The models as they are now, for one request: its preset and its network are of one version.
+
+        Engines that replace models while they run override this; whoever holds models gets their answers until the
+        block ends.
+        """
+        yield self
 
     @abstractmethod
     async def ready(self) -> bool:

@@ -120,12 +120,12 @@ class _Batch:
 class _Queue:
     """The waiting parts of one model."""
 
-    def __init__(self, name: str, run: Run, policy: BatchPolicy) -> None:
+    def __init__(self, name: str, run: Run, policy: BatchPolicy, statistics: ModelStatistics) -> None:
         self.name = name
         self.run = run
         self.policy = policy
         self.waiting: deque[_Part] = deque()
-        self.statistics = ModelStatistics()
+        self.statistics = statistics
 
     def due(self) -> float:
         """When the oldest part may run: at once, or after the delay unless its batch is full before."""
@@ -162,6 +162,7 @@ class BatchScheduler:
 
     def __init__(self, workers: int) -> None:
         self._queues: dict[str, _Queue] = {}
+        self._statistics: dict[str, ModelStatistics] = {}
         self._running: set[_Batch] = set()
         self._changed = threading.Condition()  # guards all of the above, part.batch and the statistics
         self._stopping = False
@@ -177,16 +178,29 @@ class BatchScheduler:
         """True while every worker runs."""
         return not self._stopping and all(thread.is_alive() for thread in self._threads)
 
-    def add(self, name: str, run: Run, policy: BatchPolicy) -> None:
-        """Serve a model. ``run`` is called in a worker thread with the joined inputs."""
-        with self._changed:
-            self._queues[name] = _Queue(name, run, policy)
+    def add(self, name: str, run: Run, policy: BatchPolicy, key: str | None = None) -> None:
+        """Serve a model. ``run`` is called in a worker thread with the joined inputs.
 
-    async def run(self, model: str, parts: Sequence[Tensors], deadline: float | None) -> list[Outputs]:
+        Two versions of a model may be served at a time under different keys (the name when None); they are counted
+        together, and the policy's ``instances`` are for both.
+        """
+        with self._changed:
+            counted = self._statistics.setdefault(name, ModelStatistics())
+            self._queues[key or name] = _Queue(name, run, policy, counted)
+
+    def remove(self, key: str) -> None:
+        """Serve this no more. Whoever still waits for it is told that it is gone; a run in progress ends well."""
+        with self._changed:
+            queue = self._queues.pop(key)
+            leftover, queue.waiting = list(queue.waiting), deque()
+        for part in leftover:
+            _post(part, EngineUnavailable(f"model {queue.name!r} has been replaced"))
+
+    async def run(self, key: str, parts: Sequence[Tensors], deadline: float | None) -> list[Outputs]:
         """Queue one request and wait for its outputs, one dict for each part.
 
         Args:
-            model: an added model.
+            key: of an added model.
             parts: the request cut into pieces of at most ``max_rows`` rows.
             deadline: by the event loop's clock; None for no limit.
 
@@ -195,10 +209,10 @@ class BatchScheduler:
             the parts leave the queue, and a run that nobody waits for any more is ended early.
         """
         loop = asyncio.get_running_loop()
-        queue = self._queues[model]
+        queue = self._queues[key]
         request = _Request(loop, parts, time.monotonic(), queue.policy.max_rows > 0)
         self._submit(queue, request)
-        timer = loop.call_at(deadline, request.expire, model) if deadline is not None else None
+        timer = loop.call_at(deadline, request.expire, queue.name) if deadline is not None else None
         try:
             return await request.future
         finally:
@@ -210,9 +224,11 @@ class BatchScheduler:
     def statistics(self) -> dict[str, ModelStatistics]:
         """Snapshots by model."""
         with self._changed:
+            for counted in self._statistics.values():
+                counted.queued = 0
             for queue in self._queues.values():
-                queue.statistics.queued = len(queue.waiting)
-            return {name: queue.statistics.copy() for name, queue in self._queues.items()}
+                queue.statistics.queued += len(queue.waiting)
+            return {queue.name: queue.statistics.copy() for queue in self._queues.values()}
 
     def stop(self, drain: float) -> None:
         """Work off what waits for at most ``drain`` seconds, then refuse and end the rest. Blocks."""

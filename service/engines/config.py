@@ -162,7 +162,7 @@ def read_model(folder: Path, report: Report = refuse) -> ModelConfig:
     _check_supported(source, config, report)
     platform = _platform(source, config)
     versions = _select_versions(source, folder, config)
-    metadata = read_metadata(source, config, folder.name, versions, platform)
+    metadata = read_metadata(source, config, folder.name, versions, platform, report)
     onnx = None
     if platform == ONNX:
         onnx = _network_file(source, versions[-1], config.default_model_filename or "model.onnx")
@@ -201,10 +201,10 @@ def _warm_up(source: Path, sample: Any, metadata: ModelMetadata, report: Report)
         spec, type_name = declared.get(name), schema.DataType.Name(given.data_type)
         if spec is None:
             continue
-        if NUMPY_TYPES.get(type_name) != spec.dtype or not fits(tuple(given.dims), spec.shape) or min(given.dims, default=1) < 1:
+        dims = tuple(given.dims)
+        if NUMPY_TYPES.get(type_name) != spec.dtype or not fits(dims, spec.shape) or min(dims, default=1) < 1:
             report(
-                f"{where}: input {name!r} is {type_name} {list(given.dims)}, the model takes "
-                f"{spec.dtype} {list(spec.shape)}"
+                f"{where}: input {name!r} is {type_name} {list(dims)}, the model takes {spec.dtype} {list(spec.shape)}"
             )
     return WarmUp(
         name=sample.name,
@@ -215,7 +215,7 @@ def _warm_up(source: Path, sample: Any, metadata: ModelMetadata, report: Report)
 
 
 def read_metadata(
-    source: Path | str, config: Any, name: str, versions: tuple[int, ...], platform: str
+    source: Path | str, config: Any, name: str, versions: tuple[int, ...], platform: str, report: Report = refuse
 ) -> ModelMetadata:
     """What callers see of a ``ModelConfig`` message; ``source`` is where it came from, for messages.
 
@@ -266,7 +266,7 @@ def _check_supported(source: Path, config: Any, report: Report) -> None:
                 report(f"{source}: {name} of {tensor.name!r} is not supported by the embedded engine")
 
 
-def _tensors(source: Path | str, kind: str, tensors: Any) -> tuple[TensorSpec, ...]:
+def _tensors(source: Path | str, kind: str, tensors: Any, report: Report) -> tuple[TensorSpec, ...]:
     if not tensors:
         report(f"{source}: no {kind} is declared")
     specs: list[TensorSpec] = []

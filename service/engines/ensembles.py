@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 
 from service.engines.base import Array, Tensors, TensorSpec
-from service.engines.config import ENSEMBLE, ModelConfig, RepositoryError, Step
+from service.engines.config import ENSEMBLE, ModelConfig, Report, Step, refuse
 from service.engines.tensors import fits
 
-Call = Callable[[str, Tensors], Awaitable[dict[str, Array]]]
+# Runs a model by name and version, -1 for the latest.
+Call = Callable[[str, int, Tensors], Awaitable[dict[str, Array]]]
 
 
 async def run_ensemble(config: ModelConfig, inputs: Tensors, call: Call) -> dict[str, Array]:
@@ -18,7 +19,7 @@ async def run_ensemble(config: ModelConfig, inputs: Tensors, call: Call) -> dict
     Args:
         config: an ensemble that :func:`check_ensembles` has passed.
         inputs: the ensemble's inputs.
-        call: runs one model by name. When it raises, the other steps are cancelled and the error goes on.
+        call: runs one model. When it raises, the other steps are cancelled and the error goes on.
     """
     tensors: dict[str, Array] = dict(inputs)
     waiting = list(config.steps)
@@ -29,10 +30,10 @@ async def run_ensemble(config: ModelConfig, inputs: Tensors, call: Call) -> dict
             waiting = [step for step in waiting if step not in ready]
             if len(ready) == 1 and not running:  # a chain: no task needed
                 step = ready[0]
-                _store(tensors, step, await call(step.model, _gather(tensors, step)))
+                _store(tensors, step, await call(step.model, step.version, _gather(tensors, step)))
                 continue
             for step in ready:
-                running[asyncio.ensure_future(call(step.model, _gather(tensors, step)))] = step
+                running[asyncio.ensure_future(call(step.model, step.version, _gather(tensors, step)))] = step
             done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 _store(tensors, running.pop(task), task.result())
@@ -44,8 +45,12 @@ async def run_ensemble(config: ModelConfig, inputs: Tensors, call: Call) -> dict
     return {spec.name: tensors[spec.name] for spec in config.metadata.outputs}
 
 
-def check_ensembles(models: Mapping[str, ModelConfig]) -> None:
+def check_ensembles(models: Mapping[str, ModelConfig], report: Report = refuse) -> None:
     """Check every ensemble's wiring against its parts.
+
+    Args:
+        models: all of the repository.
+        report: gets each fault; the default ends the check with the first.
 
     Raises:
         RepositoryError: an absent model or version, a tensor map that does not fit the model's tensors, a tensor
@@ -53,10 +58,23 @@ def check_ensembles(models: Mapping[str, ModelConfig]) -> None:
     """
     for config in models.values():
         if config.metadata.platform == ENSEMBLE:
-            _check_parts(config, models)
-            _check_flow(config, models)
+            whole = _Faults(report)
+            _check_parts(config, models, whole)
+            if not whole.found:
+                _check_flow(config, models, report)
     for config in models.values():
-        _check_nesting(config, models, ())
+        _check_nesting(config, models, (), report)
+
+
+class _Faults:
+    """Passes faults on and remembers that there was one."""
+
+    def __init__(self, report: Report) -> None:
+        self._report, self.found = report, False
+
+    def __call__(self, fault: str) -> None:
+        self.found = True
+        self._report(fault)
 
 
 def _gather(tensors: Tensors, step: Step) -> dict[str, Array]:
@@ -68,34 +86,31 @@ def _store(tensors: dict[str, Array], step: Step, outputs: Tensors) -> None:
         tensors[tensor] = outputs[name]
 
 
-def _check_parts(config: ModelConfig, models: Mapping[str, ModelConfig]) -> None:
+def _check_parts(config: ModelConfig, models: Mapping[str, ModelConfig], report: Report) -> None:
     """Each step names a model that is there, all of its inputs and some of its outputs."""
     for number, step in enumerate(config.steps, 1):
         where = f"{config.source}: step {number}"
         part = models.get(step.model)
         if part is None:
-            raise RepositoryError(f"{where} names the model {step.model!r}, which is not in the repository")
-        if step.version not in (-1, part.version):
-            raise RepositoryError(
-                f"{where} asks for version {step.version} of {step.model!r}, served is {part.version}"
+            report(f"{where} names the model {step.model!r}, which is not in the repository")
+            continue
+        if step.version not in (-1, *part.metadata.versions):
+            report(
+                f"{where} asks for version {step.version} of {step.model!r}, served are {list(part.metadata.versions)}"
             )
         inputs, outputs = ({spec.name for spec in specs} for specs in (part.metadata.inputs, part.metadata.outputs))
         if set(step.inputs) != inputs:
-            raise RepositoryError(
-                f"{where}: input_map {sorted(step.inputs)}, but {step.model!r} takes {sorted(inputs)}"
-            )
+            report(f"{where}: input_map {sorted(step.inputs)}, but {step.model!r} takes {sorted(inputs)}")
         if not step.outputs or not set(step.outputs) <= outputs:
-            raise RepositoryError(
-                f"{where}: output_map {sorted(step.outputs)}, but {step.model!r} gives {sorted(outputs)}"
-            )
+            report(f"{where}: output_map {sorted(step.outputs)}, but {step.model!r} gives {sorted(outputs)}")
         limit = part.metadata.max_batch_size
         if 0 < limit < config.metadata.max_batch_size:  # Triton refuses this too
-            raise RepositoryError(
+            report(
                 f"{where}: max_batch_size {config.metadata.max_batch_size} is more than the {limit} of {step.model!r}"
             )
 
 
-def _check_flow(config: ModelConfig, models: Mapping[str, ModelConfig]) -> None:
+def _check_flow(config: ModelConfig, models: Mapping[str, ModelConfig], report: Report) -> None:
     """Each tensor is written once, before it is read, and fits where it is read."""
     written = {spec.name: _full(config, spec) for spec in config.metadata.inputs}
     waiting = list(enumerate(config.steps, 1))
@@ -103,31 +118,37 @@ def _check_flow(config: ModelConfig, models: Mapping[str, ModelConfig]) -> None:
         ready = [item for item in waiting if all(tensor in written for tensor in item[1].inputs.values())]
         if not ready:
             missing = {number: sorted(set(step.inputs.values()) - set(written)) for number, step in waiting}
-            raise RepositoryError(f"{config.source}: a cycle, or tensors that no step writes: {missing} (by step)")
+            report(f"{config.source}: a cycle, or tensors that no step writes: {missing} (by step)")
+            return
         for number, step in ready:
             part = models[step.model]
             for spec in part.metadata.inputs:
                 tensor = step.inputs[spec.name]
-                _check_edge(f"{config.source}: step {number}: {tensor!r}", written[tensor], _full(part, spec))
+                _check_edge(f"{config.source}: step {number}: {tensor!r}", written[tensor], _full(part, spec), report)
             for spec in part.metadata.outputs:
                 if (target := step.outputs.get(spec.name)) is None:
                     continue
                 if target in written:
-                    raise RepositoryError(f"{config.source}: step {number}: {target!r} is written twice")
+                    report(f"{config.source}: step {number}: {target!r} is written twice")
                 written[target] = _full(part, spec)
         waiting = [item for item in waiting if item not in ready]
     for spec in config.metadata.outputs:
         if spec.name not in written:
-            raise RepositoryError(f"{config.source}: no step writes the output {spec.name!r}")
-        _check_edge(f"{config.source}: output {spec.name!r}", written[spec.name], _full(config, spec))
+            report(f"{config.source}: no step writes the output {spec.name!r}")
+        else:
+            _check_edge(f"{config.source}: output {spec.name!r}", written[spec.name], _full(config, spec), report)
 
 
-def _check_nesting(config: ModelConfig, models: Mapping[str, ModelConfig], above: tuple[str, ...]) -> None:
+def _check_nesting(
+    config: ModelConfig, models: Mapping[str, ModelConfig], above: tuple[str, ...], report: Report
+) -> None:
     name = config.metadata.name
     if name in above:
-        raise RepositoryError(f"{config.source}: ensembles contain each other: {' -> '.join((*above, name))}")
+        report(f"{config.source}: ensembles contain each other: {' -> '.join((*above, name))}")
+        return
     for step in config.steps:
-        _check_nesting(models[step.model], models, (*above, name))
+        if step.model in models:
+            _check_nesting(models[step.model], models, (*above, name), report)
 
 
 def _full(config: ModelConfig, spec: TensorSpec) -> TensorSpec:
@@ -136,9 +157,7 @@ def _full(config: ModelConfig, spec: TensorSpec) -> TensorSpec:
     return TensorSpec(spec.name, spec.dtype, shape)
 
 
-def _check_edge(where: str, source: TensorSpec, target: TensorSpec) -> None:
+def _check_edge(where: str, source: TensorSpec, target: TensorSpec, report: Report) -> None:
     known = [got if want == -1 else want for want, got in zip(target.shape, source.shape, strict=False)]
     if source.dtype != target.dtype or len(source.shape) != len(target.shape) or not fits(known, source.shape):
-        raise RepositoryError(
-            f"{where} is {source.dtype} {list(source.shape)} but is read as {target.dtype} {list(target.shape)}"
-        )
+        report(f"{where} is {source.dtype} {list(source.shape)} but is read as {target.dtype} {list(target.shape)}")

@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 
 from service.engines.base import Array, Tensors, TensorSpec
-from service.engines.config import ModelConfig, RepositoryError
+from service.engines.config import ModelConfig, Report, RepositoryError, WarmUp, refuse
 from service.engines.tensors import fits
 
 _ONNX_TYPES = {
@@ -57,9 +57,10 @@ class RuntimeSettings:
             keeps their memory for ever (40 MB at 8 rows, 330 MB at 64).
         providers: ONNX Runtime execution providers in order of preference; empty for CUDA where the installed
             ONNX Runtime has it, then CPU.
-        warm_up: run every network once with zeros on start, so that a network that cannot run is found before
-            the first request, and the first request does not pay for it.
+        warm_up: run every network's ``model_warmup`` samples (one row of zeros where it names none) before it answers,
+            so that a network that cannot run is found before the first request, and no request pays for it.
         drain_seconds: how long ``close`` waits for requests in flight.
+        reload_seconds: how often the repository is looked at for new versions; 0 for never.
     """
 
     intra_op_threads: int = 0
@@ -69,9 +70,11 @@ class RuntimeSettings:
     providers: tuple[str, ...] = ()
     warm_up: bool = True
     drain_seconds: float = 30.0
+    reload_seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        if min(self.intra_op_threads, self.cpu_rows) < 0 or self.concurrent_runs < 1 or not self.drain_seconds >= 0:
+        amounts = (self.intra_op_threads, self.cpu_rows, self.drain_seconds, self.reload_seconds)
+        if not all(amount >= 0 for amount in amounts) or self.concurrent_runs < 1:
             raise ValueError(f"runtime settings out of range: {self}")
 
 
@@ -105,11 +108,8 @@ class OnnxModel:
         """Load and check. Raises RepositoryError when the file cannot be loaded or does not fit its config."""
         self.config = config
         providers = ("CPUExecutionProvider",) if config.cpu_only else chosen_providers(settings)
-        # The default search tries every cuDNN algorithm anew for each batch size; the heuristic does not.
-        provider_options = [
-            {"cudnn_conv_algo_search": "HEURISTIC"} if provider == "CUDAExecutionProvider" else {}
-            for provider in providers
-        ]
+        cuda = cuda_options(config)
+        provider_options = [cuda if provider == "CUDAExecutionProvider" else {} for provider in providers]
         options = session_options(config, settings)
         try:
             self.session: Any = onnxruntime.InferenceSession(
@@ -126,7 +126,7 @@ class OnnxModel:
             rows = min(config.batching.max_rows, settings.cpu_rows)
             self.batching = replace(config.batching, max_rows=rows, joins=config.batching.joins and rows > 1)
         self._outputs = [spec.name for spec in config.metadata.outputs]
-        _check_signature(config, self.session.get_inputs(), self.session.get_outputs())
+        check_signature(config, self.session.get_inputs(), self.session.get_outputs())
 
     def run(self, inputs: Tensors, options: onnxruntime.RunOptions | None = None) -> dict[str, Array]:
         """Run one batch in the calling thread, without the GIL.
@@ -138,19 +138,41 @@ class OnnxModel:
         return dict(zip(self._outputs, self.session.run(self._outputs, inputs, options), strict=True))
 
     def warm_up(self) -> None:
-        """Run on one row of zeros and check the answer's shapes. Networks with axes of free length are left out.
+        """Run the config's ``model_warmup`` samples and check the answers' shapes.
+
+        A sample of more rows than one run takes here (``batching.max_rows``) is run with that many. Where the config
+        names no sample, one row of zeros; networks with axes of free length are then left out.
 
         Raises:
             RepositoryError: the network fails, or its outputs are not what its config says.
         """
         metadata = self.config.metadata
-        if any(dim < 0 or spec.dtype == "object" for spec in metadata.inputs for dim in spec.shape):
+        if any(spec.dtype == "object" for spec in metadata.inputs):
             return
-        rows = (1,) if metadata.max_batch_size else ()
+        samples = self.config.warm_up
+        if not samples and all(dim >= 0 for spec in metadata.inputs for dim in spec.shape):
+            shapes = {spec.name: spec.shape for spec in metadata.inputs}
+            samples = (WarmUp("one row of zeros", 1 if metadata.max_batch_size else 0, shapes),)
+        done = set()
+        for sample in samples:
+            rows = (min(sample.rows, self.batching.max_rows),) if metadata.max_batch_size else ()
+            if (rows, tuple(sample.shapes.values())) not in done:
+                done.add((rows, tuple(sample.shapes.values())))
+                self._warm_up_with(sample, rows)
+
+    def _warm_up_with(self, sample: WarmUp, rows: tuple[int, ...]) -> None:
+        metadata, random = self.config.metadata, np.random.default_rng(0)
+        inputs = {}
+        for spec in metadata.inputs:
+            shape = rows + sample.shapes[spec.name]
+            numbers = random.random(shape) * (255 if spec.dtype == "uint8" else 1) if spec.name in sample.random else 0
+            inputs[spec.name] = np.broadcast_to(np.asarray(numbers).astype(spec.dtype), shape).copy()
         try:
-            outputs = self.run({s.name: np.zeros(rows + s.shape, np.dtype(s.dtype)) for s in metadata.inputs})
+            outputs = self.run(inputs)
         except Exception as error:
-            raise RepositoryError(f"{self.config.onnx}: it does not run on zeros: {error}") from error
+            raise RepositoryError(
+                f"{self.config.onnx}: it does not run on its warm-up sample ({sample.name}): {error}"
+            ) from error
         for spec in metadata.outputs:
             if not fits(outputs[spec.name].shape, rows + spec.shape):
                 raise RepositoryError(
@@ -188,6 +210,33 @@ def session_options(config: ModelConfig, settings: RuntimeSettings) -> onnxrunti
     return options
 
 
+# Numbers that Triton's back end takes, to ONNX Runtime's words for them.
+_CUDA_CHOICES = {
+    "cudnn_conv_algo_search": ("EXHAUSTIVE", "HEURISTIC", "DEFAULT"),
+    "arena_extend_strategy": ("kNextPowerOfTwo", "kSameAsRequested"),
+    "do_copy_in_default_stream": ("0", "1"),
+}
+
+
+def cuda_options(config: ModelConfig) -> dict[str, str]:
+    """Options of the CUDA execution provider from the model's ``parameters``, under the names of Triton's back end.
+
+    Those are ``cudnn_conv_algo_search``, ``arena_extend_strategy``, ``do_copy_in_default_stream`` (numbers) and
+    ``gpu_mem_limit`` (bytes). Raises RepositoryError for other values.
+    """
+    # ONNX Runtime's default search tries every cuDNN algorithm anew for each batch size; the heuristic does not.
+    options = {"cudnn_conv_algo_search": "HEURISTIC"}
+    for key, words in _CUDA_CHOICES.items():
+        if key in config.metadata.parameters:
+            number = _integer(config, key, 0)
+            if number >= len(words):
+                raise RepositoryError(f"{config.source}: parameter {key} must be under {len(words)}, got {number}")
+            options[key] = words[number]
+    if limit := _integer(config, "gpu_mem_limit", 0):
+        options["gpu_mem_limit"] = str(limit)
+    return options
+
+
 def _integer(config: ModelConfig, key: str, default: int) -> int:
     text = config.metadata.parameters.get(key)
     if text is None:
@@ -197,34 +246,44 @@ def _integer(config: ModelConfig, key: str, default: int) -> int:
     return int(text)
 
 
-def _check_signature(config: ModelConfig, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
-    """The config's inputs must be the network's; its outputs may be some of the network's, as in Triton."""
+def check_signature(
+    config: ModelConfig, inputs: Sequence[Any], outputs: Sequence[Any], report: Report = refuse
+) -> None:
+    """Check the tensors of a session, of :meth:`InferenceSession.get_inputs` and ``get_outputs``, against the config.
+
+    The config's inputs must be the network's; its outputs may be some of the network's, as in Triton.
+
+    Raises:
+        RepositoryError: by the default ``report``, with the first fault.
+    """
     have_inputs = {node.name: node for node in inputs}
     have_outputs = {node.name: node for node in outputs}
     wanted = {spec.name for spec in config.metadata.inputs}
     if wanted != set(have_inputs):
-        raise RepositoryError(
-            f"{config.source}: inputs {sorted(wanted)} are not those of {config.onnx}: {sorted(have_inputs)}"
-        )
+        report(f"{config.source}: inputs {sorted(wanted)} are not those of {config.onnx}: {sorted(have_inputs)}")
     for spec in config.metadata.outputs:
         if spec.name not in have_outputs:
-            raise RepositoryError(f"{config.source}: {config.onnx} has no output {spec.name!r}: {sorted(have_outputs)}")
-    _check_nodes(config, "input", config.metadata.inputs, have_inputs)
-    _check_nodes(config, "output", config.metadata.outputs, have_outputs)
+            report(f"{config.source}: {config.onnx} has no output {spec.name!r}: {sorted(have_outputs)}")
+    _check_nodes(config, "input", config.metadata.inputs, have_inputs, report)
+    _check_nodes(config, "output", config.metadata.outputs, have_outputs, report)
 
 
-def _check_nodes(config: ModelConfig, kind: str, specs: Sequence[TensorSpec], nodes: Mapping[str, Any]) -> None:
+def _check_nodes(
+    config: ModelConfig, kind: str, specs: Sequence[TensorSpec], nodes: Mapping[str, Any], report: Report
+) -> None:
     batched = config.metadata.max_batch_size > 0
     for spec in specs:
-        node = nodes[spec.name]
+        node = nodes.get(spec.name)
+        if node is None:
+            continue  # reported by name
         where = f"{config.source}: {kind} {spec.name!r}"
         if _ONNX_TYPES.get(node.type) != spec.dtype:
-            raise RepositoryError(f"{where} is {spec.dtype}, but {config.onnx} has {node.type}")
+            report(f"{where} is {spec.dtype}, but {config.onnx} has {node.type}")
         shape = [dim if isinstance(dim, int) else -1 for dim in node.shape or ()]  # named axes are free ones
         wanted = [-1, *spec.shape] if batched else list(spec.shape)
         if not shape and wanted:
             continue  # ONNX does not know the rank; the warm-up run shows it
         if batched and shape and shape[0] != -1:
-            raise RepositoryError(f"{where}: max_batch_size needs a free first axis, {config.onnx} has {shape}")
-        if not fits(wanted, shape):
-            raise RepositoryError(f"{where} has shape {wanted} with max_batch_size, but {config.onnx} has {shape}")
+            report(f"{where}: max_batch_size needs a free first axis, {config.onnx} has {shape}")
+        elif not fits(wanted, shape):
+            report(f"{where} has shape {wanted} with max_batch_size, but {config.onnx} has {shape}")

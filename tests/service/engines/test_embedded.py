@@ -187,7 +187,7 @@ async def test_a_single_request_is_not_copied(repository: Repository, start: Sta
     repository.affine("m", 2, extra=JOIN)
     engine = await start()
     seen: list[int] = []
-    network = engine._networks["m"]
+    network = engine.networks["m"]
     session = network.session
 
     class Spy:

@@ -28,7 +28,7 @@ class Calls:
         self.hold: dict[str, asyncio.Event] = {}
         self.fail: str | None = None
 
-    async def __call__(self, model: str, inputs: Tensors) -> dict[str, Array]:
+    async def __call__(self, model: str, version: int, inputs: Tensors) -> dict[str, Array]:
         self.begun.append(model)
         try:
             if model in self.hold:
@@ -194,7 +194,7 @@ def contain_each_other(r: Repository) -> None:
     ("build", "said"),
     [
         (absent, "step 1 names the model 'gone', which is not in the repository"),
-        (version, "step 1 asks for version 4 of 'times2', served is 1"),
+        (version, "step 1 asks for version 4 of 'times2', served are [1]"),
         (unmapped_input, "input_map ['a'], but 'add' takes ['a', 'b']"),
         (unknown_input, "input_map ['x', 'z'], but 'times2' takes ['x']"),
         (unknown_output, "output_map ['z'], but 'times2' gives ['y']"),

@@ -1,0 +1,191 @@
+"""One state of the model repository, loaded: it answers as long as somebody holds it, whatever is put there later."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from service.engines.base import Array, ModelMetadata, Models, Tensors
+from service.engines.batching import BatchScheduler
+from service.engines.config import ModelConfig, RepositoryError, read_repository
+from service.engines.ensembles import check_ensembles, run_ensemble
+from service.engines.sessions import OnnxModel, RuntimeSettings
+from service.engines.tensors import check_inputs, empty_outputs, join_rows, split_rows
+from service.errors import EngineUnavailable, InferenceFailed, ModelNotFound
+
+_serial = itertools.count(1)
+
+
+class Traffic:
+    """Requests in flight over all generations, and whether new ones are still taken."""
+
+    def __init__(self) -> None:
+        self.closed = False
+        self.running = 0
+        self._idle: asyncio.Event | None = None
+
+    @contextmanager
+    def enter(self) -> Iterator[None]:
+        """Count the ``with`` block as a request. Raises EngineUnavailable once closed."""
+        if self.closed:
+            raise EngineUnavailable("the engine is closing")
+        self.running += 1
+        try:
+            yield
+        finally:
+            self.running -= 1
+            if self._idle is not None and self.running == 0:
+                self._idle.set()
+
+    async def end(self, seconds: float) -> bool:
+        """Wait for those that run; False when some are still there after that time."""
+        if self.running:
+            self._idle = asyncio.Event()
+            try:
+                await asyncio.wait_for(self._idle.wait(), seconds)
+            except asyncio.TimeoutError:  # before Python 3.11 not the built-in one
+                return False
+        return True
+
+
+@dataclass(frozen=True)
+class Network:
+    """A loaded network, shared by the generations in which its file and config are the same.
+
+    Attributes:
+        key: of its queue.
+        model: the session.
+        origin: what it was loaded from; equal origins are equal networks.
+    """
+
+    key: str
+    model: OnnxModel
+    origin: object
+
+
+class Generation(Models):
+    """The models of one state of the repository.
+
+    Attributes:
+        configs: by name.
+        networks: by name and version: the latest, and those that ensembles name.
+        holders: requests that were begun with this generation and are not finished.
+    """
+
+    def __init__(
+        self,
+        configs: Mapping[str, ModelConfig],
+        networks: Mapping[tuple[str, int], Network],
+        scheduler: BatchScheduler,
+        traffic: Traffic,
+    ) -> None:
+        self.configs = configs
+        self.networks = networks
+        self.holders = 0
+        self._scheduler = scheduler
+        self._traffic = traffic
+
+    async def infer(self, model: str, inputs: Tensors, *, timeout: float | None = None) -> dict[str, Array]:
+        """Run one request; see :meth:`Models.infer`."""
+        config = self.config(model)
+        with self._traffic.enter():
+            rows = check_inputs(config.metadata, inputs)
+            if rows == 0:
+                return empty_outputs(config.metadata)
+            deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
+            return await self._run(config, -1, inputs, rows, deadline)
+
+    async def models(self) -> list[str]:
+        """Names, sorted."""
+        return sorted(self.configs)
+
+    async def metadata(self, model: str) -> ModelMetadata:
+        """The model's config. Raises ModelNotFound."""
+        return self.config(model).metadata
+
+    def config(self, model: str) -> ModelConfig:
+        """The model's config. Raises ModelNotFound."""
+        config = self.configs.get(model)
+        if config is None:
+            raise ModelNotFound(f"model {model!r} is not loaded; there are {sorted(self.configs)}")
+        return config
+
+    async def _run(
+        self, config: ModelConfig, version: int, inputs: Tensors, rows: int, deadline: float | None
+    ) -> dict[str, Array]:
+        name = config.metadata.name
+        network = self.networks.get((name, config.version if version == -1 else version))
+        limit = config.metadata.max_batch_size if network is None else network.model.batching.max_rows
+        # In the config's order, so that the batcher can compare shapes without looking at names.
+        inputs = {spec.name: inputs[spec.name] for spec in config.metadata.inputs}
+        parts = split_rows(inputs, rows, limit) if 0 < limit < rows else [inputs]
+        if network is None:
+            # One part after the other: the maps between the steps of a large request must not pile up in memory.
+            return join_rows([await self._run_steps(config, part, deadline) for part in parts])
+        return join_rows(await self._scheduler.run(network.key, parts, deadline))
+
+    async def _run_steps(self, config: ModelConfig, inputs: Tensors, deadline: float | None) -> dict[str, Array]:
+        async def call(model: str, version: int, tensors: Tensors) -> dict[str, Array]:
+            part = self.configs[model]
+            try:
+                rows = check_inputs(part.metadata, tensors)
+            except ValueError as error:  # not the caller's tensors: an earlier step's output
+                raise InferenceFailed(f"ensemble {config.metadata.name!r}: {error}") from error
+            return await self._run(part, version, tensors, rows, deadline)
+
+        return await run_ensemble(config, inputs, call)
+
+
+def load(
+    repository: Path, settings: RuntimeSettings, known: Mapping[tuple[str, int], Network]
+) -> tuple[dict[str, ModelConfig], dict[tuple[str, int], Network]]:
+    """Read a repository, check it, and load and warm up its networks; blocks.
+
+    Args:
+        repository: in Triton's layout.
+        settings: for the sessions.
+        known: networks that are taken over where nothing about them has changed.
+
+    Raises:
+        RepositoryError, OSError: it cannot be served.
+    """
+    configs = read_repository(repository)
+    check_ensembles(configs)
+    networks: dict[tuple[str, int], Network] = {}
+    for name, version in sorted(_wanted(configs)):
+        config = configs[name].at_version(version)
+        origin = _origin(config)
+        if (old := known.get((name, version))) is not None and old.origin == origin:
+            networks[name, version] = old
+            continue
+        model = OnnxModel(config, settings)
+        if settings.warm_up:
+            model.warm_up()
+        if _origin(config) != origin:
+            raise RepositoryError(f"{config.onnx} changed while it was read")
+        networks[name, version] = Network(f"{name}/{version}#{next(_serial)}", model, origin)
+    return configs, networks
+
+
+def _wanted(configs: Mapping[str, ModelConfig]) -> set[tuple[str, int]]:
+    """Networks to load: of every model the latest version, and those that ensembles name."""
+    wanted = {(name, config.version) for name, config in configs.items() if config.onnx is not None}
+    for config in configs.values():
+        for step in config.steps:
+            part = configs[step.model]
+            if part.onnx is not None and step.version != -1:
+                wanted.add((step.model, step.version))
+    return wanted
+
+
+def _origin(config: ModelConfig) -> object:
+    assert config.onnx is not None, "only networks are loaded"
+    found = os.stat(config.onnx)
+    # That versions come and go beside it changes nothing about this one.
+    alone = replace(config, metadata=replace(config.metadata, versions=(config.version,)))
+    return alone, found.st_ino, found.st_size, found.st_mtime_ns
