@@ -5,15 +5,13 @@ Nothing about a model is written in the service: a new skeleton or input size is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any
 
 from service.engines.base import Engine, ModelMetadata, Models
 from service.errors import InvalidOption, ModelNotFound
 from service.skeletons import Skeleton
-
-Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -60,37 +58,80 @@ class PosePreset:
     version: int = 1
 
 
+def _radii(text: str) -> tuple[str, ...]:
+    radii = tuple(name.strip() for name in text.split(","))
+    if not all(radii):
+        raise ValueError("a radius has no name")
+    return radii
+
+
+def _size(text: str) -> int:
+    if (size := int(text)) < 1:
+        raise ValueError("a size is 1 or more")
+    return size
+
+
+def _score(text: str) -> float:
+    if not 0 <= (score := float(text)) <= 1:
+        raise ValueError("a score is from 0 to 1")
+    return score
+
+
+def _padding(text: str) -> float:
+    if not 0 < (padding := float(text)) < 100:
+        raise ValueError("a factor is over 0 and under 100")
+    return padding
+
+
+# What the configs' ``parameters`` must tell, by ``kind``, and how each is read (ValueError when it cannot be).
+PARAMETERS: Mapping[str, Mapping[str, Callable[[str], Any]]] = {
+    "detector": {"input_size": _size, "box_threshold": _score},
+    "pose": {
+        "skeleton": Skeleton.from_json,
+        "input_width": _size,
+        "input_height": _size,
+        "radii": _radii,
+        "detector": str,
+        "padding": _padding,
+        "score_threshold": _score,
+    },
+}
+
+
 def detector_preset(metadata: ModelMetadata) -> DetectorPreset:
     """Read a detector's parameters. Raises ModelNotFound naming the parameter that is missing or wrong."""
+    values = {name: read_parameter(metadata, "detector", name) for name in PARAMETERS["detector"]}
     return DetectorPreset(
         name=metadata.name,
-        side=_parameter(metadata, "input_size", int),
-        box_threshold=_parameter(metadata, "box_threshold", float),
+        side=values["input_size"],
+        box_threshold=values["box_threshold"],
         version=max(metadata.versions, default=1),
     )
 
 
 def pose_preset(metadata: ModelMetadata) -> PosePreset:
     """Read a pose ensemble's parameters. Raises ModelNotFound naming the parameter that is missing or wrong."""
+    values = {name: read_parameter(metadata, "pose", name) for name in PARAMETERS["pose"]}
     return PosePreset(
         name=metadata.name,
-        skeleton=_parameter(metadata, "skeleton", Skeleton.from_json),
-        size=(_parameter(metadata, "input_width", int), _parameter(metadata, "input_height", int)),
-        radii=_parameter(metadata, "radii", lambda text: tuple(name.strip() for name in text.split(","))),
-        detector=_parameter(metadata, "detector", str),
-        padding=_parameter(metadata, "padding", float),
-        score_threshold=_parameter(metadata, "score_threshold", float),
+        skeleton=values["skeleton"],
+        size=(values["input_width"], values["input_height"]),
+        radii=values["radii"],
+        detector=values["detector"],
+        padding=values["padding"],
+        score_threshold=values["score_threshold"],
         flip_model=metadata.parameters.get("flip_model") or None,
         version=max(metadata.versions, default=1),
     )
 
 
-def _parameter(metadata: ModelMetadata, name: str, read: Callable[[str], Value]) -> Value:
+def read_parameter(metadata: ModelMetadata, kind: str, name: str) -> Any:
+    """One of the PARAMETERS of a kind. Raises ModelNotFound naming what is missing or wrong."""
     text = metadata.parameters.get(name)
     if text is None:
         raise ModelNotFound(f"model {metadata.name!r} has no parameter {name!r} in its config.pbtxt")
     try:
-        return read(text)
+        return PARAMETERS[kind][name](text)
     except ValueError as error:
         raise ModelNotFound(f"model {metadata.name!r}: parameter {name} = {text[:100]!r}: {error}") from error
 

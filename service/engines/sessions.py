@@ -104,8 +104,12 @@ def chosen_providers(settings: RuntimeSettings) -> tuple[str, ...]:
 class OnnxModel:
     """A loaded network. ``run`` may be called from several threads at a time; ``batching`` is how to queue for it."""
 
-    def __init__(self, config: ModelConfig, settings: RuntimeSettings) -> None:
-        """Load and check. Raises RepositoryError when the file cannot be loaded or does not fit its config."""
+    def __init__(self, config: ModelConfig, settings: RuntimeSettings, report: Report = refuse) -> None:
+        """Load and check.
+
+        Raises:
+            RepositoryError: the file cannot be loaded or, by the default ``report``, does not fit its config.
+        """
         self.config = config
         providers = ("CPUExecutionProvider",) if config.cpu_only else chosen_providers(settings)
         cuda = cuda_options(config)
@@ -126,7 +130,7 @@ class OnnxModel:
             rows = min(config.batching.max_rows, settings.cpu_rows)
             self.batching = replace(config.batching, max_rows=rows, joins=config.batching.joins and rows > 1)
         self._outputs = [spec.name for spec in config.metadata.outputs]
-        check_signature(config, self.session.get_inputs(), self.session.get_outputs())
+        check_signature(config, self.session.get_inputs(), self.session.get_outputs(), report)
 
     def run(self, inputs: Tensors, options: onnxruntime.RunOptions | None = None) -> dict[str, Array]:
         """Run one batch in the calling thread, without the GIL.
