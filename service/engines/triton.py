@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -82,6 +83,7 @@ class TritonEngine(Engine):
         self._turns = asyncio.Semaphore(self.settings.concurrency)
         self._started = False
         self._closed = False
+        self._cut = False
         self._in_flight = 0
         self._idle = asyncio.Event()
 
@@ -169,8 +171,13 @@ class TritonEngine(Engine):
                 await asyncio.wait_for(self._idle.wait(), self.settings.drain_seconds)
             except asyncio.TimeoutError:  # before Python 3.11 not the built-in one
                 logger.warning("closing with %d requests unfinished", self._in_flight)
+        self._cut = True
         await self._regions.close(self._server.client)
         await self._server.close()
+
+    def versions(self) -> dict[str, int]:
+        """The version of each model that answers, as far as known."""
+        return {name: max(one.versions, default=1) for name, one in self._server.catalogue.models.items()}
 
     def _require(self) -> None:
         if self._closed:
@@ -214,7 +221,7 @@ class TritonEngine(Engine):
 
     async def _send(self, model: str, tensors: Sequence[Any], deadline: float | None) -> Any:
         """One call. Only what found no connection is sent again, and no longer than half a second."""
-        clock = asyncio.get_running_loop().time
+        clock, sent = asyncio.get_running_loop().time, time.monotonic()
         patience = clock() + _RETRY_SECONDS
         while True:
             left = None if deadline is None else deadline - clock()
@@ -223,12 +230,18 @@ class TritonEngine(Engine):
             try:
                 microseconds = None if left is None else max(1, int(left * 1e6))
                 return await self._server.client.infer(model, tensors, timeout=microseconds, client_timeout=left)
+            except asyncio.CancelledError:
+                if self._cut:  # not the caller went away, but the channel
+                    raise EngineUnavailable("the engine is closed") from None
+                raise
             except InferenceServerException as error:
                 if region_unknown(error):
                     raise _RegionUnknown from error
                 again = clock() + _RETRY_PAUSE
                 failure = translate(error, model, self._server.name)
-                if not isinstance(failure, (DeadlineExceeded, Overloaded)):
+                if isinstance(failure, (InferenceFailed, ModelNotFound)):
+                    await self._server.read_since(sent)  # the pipeline asks next whether the model is another one now
+                elif isinstance(failure, EngineUnavailable):
                     self._server.look()
                 if not never_sent(error) or again > min(patience, patience if deadline is None else deadline):
                     raise failure from error

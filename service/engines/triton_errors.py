@@ -72,6 +72,8 @@ def unreachable(error: InferenceServerException, server: str) -> str:
     code, text = code_of(error), error.message() or ""
     if code == "DEADLINE_EXCEEDED":
         return f"{server} does not answer"
+    if text == "Server not ready":
+        return f"{server} is starting or stopping"
     if code == "UNIMPLEMENTED":
         return f"{server}: what listens there is no Triton server's gRPC port ({text})"
     if never_sent(error) and any(words in text for words in (*_BROKEN, "http1")):

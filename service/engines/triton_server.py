@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -82,6 +83,8 @@ class TritonServer:
         self._on_poll = on_poll
         self._watch: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
+        self._reading = asyncio.Lock()
+        self._read_at = -math.inf
 
     async def connect(self) -> None:
         """Connect, read what is loaded, and watch from now on. Raises EngineUnavailable."""
@@ -94,6 +97,7 @@ class TritonServer:
 
     async def read(self, *, configs: bool) -> None:
         """Read the catalogue. Raises EngineUnavailable with the reason and the address."""
+        asked = time.monotonic()
         try:
             catalogue = await read_catalogue(self.client, _ANSWER_SECONDS, self.name, self.catalogue, configs=configs)
         except InferenceServerException as error:
@@ -102,6 +106,18 @@ class TritonServer:
             troubles = "; ".join(f"{name}: {why}" for name, why in sorted(catalogue.troubles.items()))
             raise EngineUnavailable(f"{self.name} has no model loaded{troubles and f' ({troubles})'}")
         self.catalogue = catalogue
+        if configs:
+            self._read_at = asked
+
+    async def read_since(self, moment: float) -> None:
+        """Read the catalogue unless that was done after ``moment`` (``time.monotonic``).
+
+        For a request that was refused: has its model been replaced? Failures are left to the watch.
+        """
+        async with self._reading:
+            if self._read_at < moment:
+                with contextlib.suppress(EngineUnavailable):
+                    await self.read(configs=True)
 
     async def not_ready(self) -> list[str]:
         """Models that do not answer, sorted; empty when all do. Raises EngineUnavailable."""

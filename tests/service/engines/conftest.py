@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
+from onnx import helper
 
+from deploy.triton.installation import Installation
+from deploy.triton.server import TritonServer
 from service.engines.embedded import EmbeddedEngine
 from service.engines.sessions import RuntimeSettings
-from tests.service.engines.repositories import Repository
+from tests.service.engines.repositories import FLOAT, INT64, UINT8, Repository
 
 Start = Callable[..., Awaitable[EmbeddedEngine]]
 
@@ -34,3 +37,25 @@ async def start(repository: Repository) -> AsyncIterator[Start]:
     yield run
     for engine in engines:
         await engine.close()
+
+
+@pytest.fixture(scope="module")
+def small_triton(triton_installation: Installation, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """A real tritonserver over a few small models; looks for new versions every second."""
+    repository = Repository(tmp_path_factory.mktemp("triton") / "models")
+    one = "instance_group { count: 1 kind: KIND_CPU }\n"
+    repository.affine("double", 2, extra=one)
+    repository.affine("flat", 2, max_batch_size=0, extra=one)
+    repository.slow(extra=one + "dynamic_batching { default_queue_policy { max_queue_size: 2 } }\n", max_batch_size=1)
+    planes = {"images": (UINT8, [64, 64, 3])}, {"planes": (UINT8, [3, 64, 64])}
+    nodes = [helper.make_node("Transpose", ["images"], ["planes"], perm=[0, 3, 1, 2])]
+    text = f'platform: "onnxruntime_onnx"\n{one}dynamic_batching {{ }}\n'
+    repository.network("planes", nodes, *planes, extra=text)
+    pick = {"x": (FLOAT, [3]), "i": (INT64, [1])}, {"y": (FLOAT, [1])}
+    nodes = [helper.make_node("GatherElements", ["x", "i"], ["y"], axis=1)]
+    repository.network("pick", nodes, *pick, extra=f'platform: "onnxruntime_onnx"\n{one}')
+    steps = [("slow", {"x": "x", "turns": "turns"}, {"y": "y"})]
+    waiting = {"x": (FLOAT, [64]), "turns": (INT64, [1])}, {"y": (FLOAT, [64])}
+    repository.ensemble("slow_ensemble", steps, *waiting, max_batch_size=1)
+    with TritonServer(repository.root, control="poll", installation=triton_installation) as server:
+        yield server

@@ -107,7 +107,7 @@ class Repository:
         nodes = [helper.make_node("Add", ["a", "b"], ["sum"])]
         return self.network(name, nodes, {"a": (FLOAT, [3]), "b": (FLOAT, [3])}, {"sum": (FLOAT, [3])})
 
-    def slow(self, name: str = "slow", *, extra: str = "") -> Path:
+    def slow(self, name: str = "slow", *, extra: str = "", max_batch_size: int = 8) -> Path:
         """Turns the wheel ``turns[0]`` times: a run as long as the test wants. Warm-up makes it turn 0 times."""
         body = helper.make_graph(
             [
@@ -138,6 +138,7 @@ class Repository:
             {"x": (FLOAT, [64]), "turns": (INT64, [1])},
             {"y": (FLOAT, [64])},
             extra='platform: "onnxruntime_onnx"\n' + extra,
+            max_batch_size=max_batch_size,
         )
 
     def ensemble(

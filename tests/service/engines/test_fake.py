@@ -11,6 +11,7 @@ import pytest
 from service.engines.base import Engine, ModelMetadata, TensorSpec
 from service.engines.embedded import EmbeddedEngine
 from service.engines.fake import FakeEngine, FakeModel
+from service.engines.triton import TritonEngine
 from service.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed, ModelNotFound
 from tests.service.engines.repositories import Repository
 
@@ -28,18 +29,20 @@ def fake() -> FakeEngine:
     return FakeEngine({"double": FakeModel(DOUBLE, lambda inputs: {"y": inputs["x"] * np.float32(2)})})
 
 
-def engine_of(kind: str, folder: Path) -> Engine:
+def engine_of(kind: str, folder: Path, request: pytest.FixtureRequest) -> Engine:
     if kind == "fake":
         return fake()
+    if kind == "triton":
+        return TritonEngine(request.getfixturevalue("small_triton").grpc_url)
     repository = Repository(folder)
     repository.affine("double", 2)
     return EmbeddedEngine(folder)
 
 
-@pytest.mark.parametrize("kind", ["fake", "embedded"])
-async def test_one_contract(kind: str, tmp_path: Path) -> None:
-    """What the pipeline relies on, asked of both engines in the same words."""
-    engine = engine_of(kind, tmp_path)
+@pytest.mark.parametrize("kind", ["fake", "embedded", "triton"])
+async def test_one_contract(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """What the pipeline relies on, asked of all engines in the same words."""
+    engine = engine_of(kind, tmp_path, request)
     assert engine.kind == kind
     x = np.arange(33, dtype=np.float32).reshape(11, 3)
     assert not await engine.ready()
@@ -47,7 +50,9 @@ async def test_one_contract(kind: str, tmp_path: Path) -> None:
         await engine.infer("double", {"x": x})
     await engine.start()
     assert await engine.ready()
-    assert await engine.models() == ["double"]
+    names = await engine.models()
+    assert "double" in names
+    assert names == sorted(names)
     assert await engine.metadata("double") == DOUBLE
     for rows in (0, 1, 11):
         outputs = await engine.infer("double", {"x": x[:rows]}, timeout=60)
