@@ -24,7 +24,7 @@ from service.engines.ensembles import check_ensembles
 CONFIG = "config.pbtxt"
 CARD = "MODEL_CARD.md"
 # An ensemble's version is an empty folder; git keeps no empty folders, and Triton minds no file in them.
-_KEEP_FILE = ".gitkeep"
+KEEP_FILE = ".gitkeep"
 
 
 @contextmanager
@@ -67,7 +67,7 @@ def write_models(folder: Path, plans: Sequence[ModelPlan], version: int) -> None
         place = folder / plan.name / str(version)
         place.mkdir(parents=True)
         if plan.graph is None:
-            (place / _KEEP_FILE).touch()
+            (place / KEEP_FILE).touch()
         else:
             (place / "model.onnx").write_bytes(plan.graph.SerializeToString(deterministic=True))
         (folder / plan.name / CONFIG).write_text(config_text(plan), encoding="utf-8")
@@ -127,7 +127,7 @@ def _let_ensembles_follow(staged: Path, repository: Path) -> None:
             if any(step.model_name in names for step in config.ensemble_scheduling.step):
                 place = staged / name / str(next_version(repository, [name]))
                 place.mkdir(parents=True)
-                (place / _KEEP_FILE).touch()
+                (place / KEEP_FILE).touch()
                 (staged / name / CONFIG).write_text(as_text(config), encoding="utf-8")
                 names.add(name)
                 found = True
