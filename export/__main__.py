@@ -4,12 +4,27 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
-app = typer.Typer(add_completion=False)
+from export.commands import check_repository, configure
+
+
+class _Commands(TyperGroup):
+    """What is no command's name belongs to ``export``: ``python -m export RUN/model.pt`` needs no word for it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, "--help"):
+            args = ["export", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(add_completion=False, cls=_Commands, no_args_is_help=True)
+app.command("check-repository")(check_repository)
+app.command("configure")(configure)
 console = Console()
 if not console.is_terminal:
     console.width = 120  # a log has room for the table
