@@ -34,8 +34,14 @@ MAY_IMPORT = {
     "loadtest": ("service.client", "service.scenes", "service.skeletons", "service.oks"),
     "deploy": (),
 }
-# The bench's bound is the service's own networks without the service around them.
-EXCEPTIONS = {Path("loadtest/bound.py"): ("service",)}
+# The bounds of the benches are the service's own networks, or its calls of Triton, without the service around them.
+EXCEPTIONS = {
+    Path("loadtest/bound.py"): ("service",),
+    Path("loadtest/triton_alone.py"): ("service",),
+    # Measured with a tritonserver of their own.
+    Path("loadtest/triton.py"): ("deploy.triton", "service.client"),
+    Path("loadtest/outage.py"): ("deploy.triton",),
+}
 
 
 def pins(group: str) -> dict[tuple[str, str], str]:
