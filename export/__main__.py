@@ -11,6 +11,8 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from export.commands import check_repository, configure
+from export.precision.command import compare_precision, quantize
+from export.tensorrt_plans.command import tensorrt
 
 
 class _Commands(TyperGroup):
@@ -25,6 +27,9 @@ class _Commands(TyperGroup):
 app = typer.Typer(add_completion=False, cls=_Commands, no_args_is_help=True)
 app.command("check-repository")(check_repository)
 app.command("configure")(configure)
+app.command("quantize")(quantize)
+app.command("compare-precision")(compare_precision)
+app.command("tensorrt")(tensorrt)
 console = Console()
 if not console.is_terminal:
     console.width = 120  # a log has room for the table
