@@ -56,6 +56,8 @@ requirements: dev ## compile requirements/*.txt from pyproject.toml (UPGRADE=1: 
 	$(COMPILE) pyproject.toml -o requirements/serve.txt
 	$(COMPILE) -c requirements/serve.txt pyproject.toml --group train -o requirements/train.txt
 	$(COMPILE) -c requirements/serve.txt pyproject.toml --group loadtest -o requirements/loadtest.txt
+	$(COMPILE) -c requirements/serve.txt -c requirements/train.txt pyproject.toml --group train --group vitpose \
+		-o requirements/vitpose.txt
 	$(COMPILE) -c requirements/serve.txt -c requirements/train.txt -c requirements/loadtest.txt pyproject.toml \
 		--group train --group dev -o requirements/dev.txt
 	$(COMPILE) -c requirements/serve.txt pyproject.toml --extra gpu --no-emit-package onnxruntime \

@@ -52,6 +52,7 @@ class _Convention(str, Enum):
     PIXEL_CENTRE = "pixel_centre"
     MSRA = "msra"
     MEGVII = "megvii"
+    UDP = "udp"
 
 
 @app.command()
@@ -62,9 +63,13 @@ def export(
     detector: Annotated[str, typer.Option(help="person detector; pose ensembles ask for it")] = "person_detector",
     keep: Annotated[int, typer.Option(min=1, help="versions kept of each model")] = 2,
     precision: Annotated[_Precision, typer.Option(help="how weights are stored")] = _Precision.FP16_WEIGHTS,
-    refine: Annotated[_Refinement, typer.Option(help="sub-pixel step from the highest cell")] = _Refinement.TAYLOR,
+    refine: Annotated[
+        _Refinement | None,
+        typer.Option(help="sub-pixel step from the highest cell; default: the checkpoint's, taylor for ours"),
+    ] = None,
     convention: Annotated[
-        _Convention | None, typer.Option(help="of heatmap coordinates, for weights that others trained")
+        _Convention | None,
+        typer.Option(help="of heatmap coordinates, for weights that others trained; default: the checkpoint's"),
     ] = None,
     score_threshold: Annotated[float, typer.Option(min=0, max=1, help="joint score from which v is 2")] = 0.2,
     box_threshold: Annotated[
@@ -84,13 +89,13 @@ def export(
     from export.plans import PlanOptions
 
     options = PlanOptions(
-        name=name, detector=detector, precision=precision.value, refinement=refine.value,
-        score_threshold=score_threshold, box_threshold=box_threshold,
+        name=name, detector=detector, precision=precision.value, score_threshold=score_threshold,
+        box_threshold=box_threshold,
     )  # fmt: skip
     request = ExportRequest(
         checkpoints=tuple(checkpoints), repository=repository, options=options, keep=keep,
         check_data=check_data, check_count=check_count, metrics=tuple(metrics or ()),
-        convention=convention.value if convention else None,
+        convention=convention.value if convention else None, refinement=refine.value if refine else None,
     )  # fmt: skip
     try:
         run_export(request, console)

@@ -102,7 +102,7 @@ def pose_card(
         "",
         f"{network.description}, {made_of}, "
         f"for {len(preset)} joints: {', '.join(preset.joints)}. Radii: {radii}; their maps are fused by a weighted "
-        f"product and decoded inside the graph (refinement `{options.refinement}`, heatmap coordinates "
+        f"product and decoded inside the graph (refinement `{source.refinement}`, heatmap coordinates "
         f"`{source.convention}`).",
         "",
         "| tensor | type | shape |",
@@ -203,6 +203,15 @@ def _measured(entry: Metrics) -> list[str]:
 
 def _training(kind: str, story: Mapping[str, Any], recipe: BaseModel, data: Sequence[DataSource]) -> list[str]:
     """How one checkpoint came to be."""
+    if imported := story.get("imported"):
+        return [
+            "## Weights",
+            "",
+            "| | |",
+            "|---|---|",
+            *(f"| {key} | {_number(v)} |" for key, v in _flat(imported)),
+            "",
+        ]
     facts = [
         ("command", f"`{_command(kind, recipe)}`"),
         ("commit", story.get("commit", "unknown")),

@@ -10,9 +10,10 @@ from typing import Any, get_args
 
 import torch
 
+from service.crops import PADDING
 from service.skeletons import SKELETONS, Skeleton
 from training.conventions import Convention
-from training.decoding import fused_sigma
+from training.decoding import Refinement, fused_sigma
 from training.detector import DetectorRecipe
 from training.networks.base import PoseNet
 from training.networks.detector_base import Detector
@@ -34,12 +35,16 @@ class PoseSource:
         recipes: one for each network.
         stories: each checkpoint's ``model.json``; empty where there is none.
         convention: where a heatmap's cell lies in the crop; not ours for weights that others trained.
+        refinement: sub-pixel step that suits the networks.
+        padding: factor on a box before it is cropped.
     """
 
     networks: tuple[PoseNet, ...]
     recipes: tuple[PoseRecipe, ...]
     stories: tuple[dict[str, Any], ...]
     convention: Convention = "pixel_centre"
+    refinement: Refinement = "taylor"
+    padding: float = PADDING
 
     def __post_init__(self) -> None:
         first = self.recipes[0]
@@ -120,7 +125,7 @@ def read_checkpoints(paths: Sequence[Path]) -> tuple[PoseSource | None, Detector
         ExportError: a file that is no checkpoint, pose checkpoints that do not fit together, two detectors.
     """
     pose: list[tuple[PoseRecipe, PoseNet, dict[str, Any]]] = []
-    conventions: set[Convention] = set()
+    manners: set[tuple[Convention, Refinement, float]] = set()
     detectors: list[DetectorSource] = []
     for path in paths:
         try:
@@ -131,7 +136,7 @@ def read_checkpoints(paths: Sequence[Path]) -> tuple[PoseSource | None, Detector
         try:
             if kind == "pose":
                 pose.append((*load_pose_checkpoint(path), read_story(path)))
-                conventions.add(_convention(saved))
+                manners.add(_manner(saved))
             elif kind == "detector":
                 recipe = DetectorRecipe.model_validate(saved["recipe"])
                 network = recipe.network.build()
@@ -146,18 +151,22 @@ def read_checkpoints(paths: Sequence[Path]) -> tuple[PoseSource | None, Detector
     source = None
     if pose:
         recipes, networks, stories = zip(*pose, strict=True)
-        if len(conventions) > 1:
-            raise ExportError(f"pose checkpoints differ in the convention of their heatmaps: {sorted(conventions)}")
-        source = PoseSource(tuple(networks), tuple(recipes), tuple(stories), conventions.pop())
+        if len(manners) > 1:
+            raise ExportError(f"pose checkpoints differ in convention, refinement or padding: {sorted(manners)}")
+        convention, refinement, padding = manners.pop()
+        source = PoseSource(tuple(networks), tuple(recipes), tuple(stories), convention, refinement, padding)
     return source, detectors[0] if detectors else None
 
 
-def _convention(saved: dict[str, Any]) -> Convention:
-    """What a checkpoint says about its heatmaps; training says nothing, whoever imports foreign weights should."""
-    value: Convention = saved.get("convention", "pixel_centre")
-    if value not in get_args(Convention):
-        raise ValueError(f"unknown convention {value!r}; known: {', '.join(get_args(Convention))}")
-    return value
+def _manner(saved: dict[str, Any]) -> tuple[Convention, Refinement, float]:
+    """How a checkpoint's maps and crops are to be read; training says nothing, an import of foreign weights does."""
+    convention: Convention = saved.get("convention", "pixel_centre")
+    if convention not in get_args(Convention):
+        raise ValueError(f"unknown convention {convention!r}; known: {', '.join(get_args(Convention))}")
+    refinement: Refinement = saved.get("refinement", "taylor")
+    if refinement not in get_args(Refinement):
+        raise ValueError(f"unknown refinement {refinement!r}; known: {', '.join(get_args(Refinement))}")
+    return convention, refinement, float(saved.get("padding", PADDING))
 
 
 def read_story(checkpoint: Path) -> dict[str, Any]:

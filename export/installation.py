@@ -23,11 +23,16 @@ from service.engines.embedded import EmbeddedEngine
 from service.engines.sessions import RuntimeSettings
 from service.errors import ServiceError
 from training.conventions import Convention
+from training.decoding import Refinement
 
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """What one run of the command line asks for; see ``python -m export --help``."""
+    """What one run of the command line asks for; see ``python -m export --help``.
+
+    Attributes:
+        convention, refinement: None for what the checkpoints say, which is ours unless their weights were imported.
+    """
 
     checkpoints: tuple[Path, ...]
     repository: Path
@@ -37,6 +42,7 @@ class ExportRequest:
     check_count: int = 64
     metrics: tuple[Path, ...] = ()
     convention: Convention | None = None
+    refinement: Refinement | None = None
 
 
 def run_export(request: ExportRequest, console: Console) -> None:
@@ -48,6 +54,8 @@ def run_export(request: ExportRequest, console: Console) -> None:
     pose, detector = read_checkpoints(request.checkpoints)
     if pose and request.convention:
         pose = replace(pose, convention=request.convention)
+    if pose and request.refinement:
+        pose = replace(pose, refinement=request.refinement)
     metrics = [read_metrics(path) for path in request.metrics]
     with staging_folder(request.repository) as staged:
         cards: dict[str, str] = {}
@@ -112,9 +120,7 @@ def _stage_pose(
     _write(staged, plan.models, request)
     samples = load_samples(request.check_data, source.data, request.check_count)
     crops = samples.crops(source.size, request.check_count)
-    found = _on_engine(
-        staged, lambda engine: check_pose(engine, source, plan.ensembles, plan.flips, crops, options.refinement)
-    )
+    found = _on_engine(staged, lambda engine: check_pose(engine, source, plan.ensembles, plan.flips, crops))
     for preset in source.presets:
         name = plan.ensembles[preset.name]
         cards[name] = pose_card(source, preset, name, options, found, samples.name, metrics)

@@ -19,7 +19,7 @@ from service.engines.base import Engine
 from service.skeletons import Skeleton
 from service.suppression import iou_nms
 from training.conventions import flip_shift, unmirrored
-from training.decoding import Refinement, decode, fuse
+from training.decoding import decode, fuse
 from training.networks.base import normalise
 from training.targets import activate
 
@@ -90,7 +90,6 @@ async def check_pose(
     ensembles: dict[str, str],
     flips: dict[str, str],
     crops: Pixels,
-    refinement: Refinement = "taylor",
 ) -> list[Difference]:
     """Compare every preset's ensemble and flip ensemble.
 
@@ -99,7 +98,6 @@ async def check_pose(
         source: the trained networks.
         ensembles, flips: names of the ensembles by preset.
         crops: uint8 [P, H, W, 3].
-        refinement: sub-pixel decoding that was exported.
     """
     straight = reference_maps(source, crops)
     mirrored_crops = np.ascontiguousarray(crops[:, :, ::-1])
@@ -117,13 +115,13 @@ async def check_pose(
                 choices[f"{radius.name} alone"] = row
         for what, row in choices.items():
             weights = np.tile(row, (len(crops), 1))
-            expected = _keypoints(source, preset, straight, weights, refinement)
+            expected = _keypoints(source, preset, straight, weights)
             answer = await _ask_pose(engine, ensembles[preset.name], crops, weights)
             found.append(_compare_joints(ensembles[preset.name], what, answer, expected))
         flip = flips[preset.name]
         weights = np.ones((len(crops), len(radii)), np.float32)
         answer = await _ask_pose(engine, flip, crops, weights)
-        expected = _keypoints(source, preset, averaged, weights, refinement)
+        expected = _keypoints(source, preset, averaged, weights)
         found.append(_compare_joints(flip, "all radii", answer, expected))
         # Whatever the network: a mirrored crop must give mirrored joints.
         again = await _ask_pose(engine, flip, mirrored_crops, weights)
@@ -151,11 +149,10 @@ def _keypoints(
     preset: Skeleton,
     maps: Sequence[Tensor],
     weights: npt.NDArray[np.float32],
-    refinement: Refinement,
 ) -> Array:
     rows = list(preset.indices_in(source.joints))
     fused = fuse([m[:, rows].double() for m in maps], torch.from_numpy(weights).double())
-    return decode(fused, source.stride, refinement, sigma=source.sigma, convention=source.convention).numpy()
+    return decode(fused, source.stride, source.refinement, sigma=source.sigma, convention=source.convention).numpy()
 
 
 async def _ask_pose(engine: Engine, model: str, crops: Pixels, weights: npt.NDArray[np.float32]) -> Array:

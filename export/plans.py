@@ -12,11 +12,9 @@ from export.checkpoints import DetectorSource, PoseSource
 from export.configs import NETWORK_QUEUE, EnsembleStep, ModelPlan
 from export.graphs import export_graph, halve_weights
 from export.pose import FlipAverage, PoseFusion, PoseHeads, PoseMirror
-from service.crops import PADDING
 from service.engines.base import TensorSpec
 from service.skeletons import Skeleton
 from training.conventions import flip_shift
-from training.decoding import Refinement
 from training.networks.detector_base import DetectorForExport
 
 Precision = Literal["fp32", "fp16-weights"]
@@ -33,7 +31,6 @@ class PlanOptions:
         name: of the pose ensemble of the first preset, and prefix of all others.
         detector: name of the person detector, also of the one the pose ensembles ask for.
         precision: how weights are stored; the arithmetic is float32 either way.
-        refinement: sub-pixel decoding of the peaks, inside the graph.
         score_threshold: joint score from which ``v`` is 2, unless a request says otherwise.
         box_threshold: lowest detector score that is kept, unless a request says otherwise; None for the recipe's.
         pose_batch, detector_batch: ``max_batch_size``.
@@ -42,7 +39,6 @@ class PlanOptions:
     name: str = "pose"
     detector: str = "person_detector"
     precision: Precision = "fp16-weights"
-    refinement: Refinement = "taylor"
     score_threshold: float = 0.2
     box_threshold: float | None = None
     pose_batch: int = 64
@@ -156,7 +152,7 @@ def _preset_models(
     keypoints = TensorSpec("keypoints", "float32", (len(preset), 3))
     examples = [names.examples(), torch.ones(_EXAMPLE, len(names.radii))]
     decoded = PoseFusion(
-        source.joints, preset, source.stride, options.refinement, sigma=source.sigma, convention=source.convention
+        source.joints, preset, source.stride, source.refinement, sigma=source.sigma, convention=source.convention
     )
     graph = export_graph(decoded, examples, [*names.maps(), "fusion_weights"], ["keypoints"])
     parameters = _pose_parameters(source, options, preset)
@@ -214,8 +210,8 @@ def _pose_parameters(source: PoseSource, options: PlanOptions, preset: Skeleton)
         "input_height": str(height),
         "radii": ",".join(radius.name for radius in source.radii),
         "detector": options.detector,
-        "padding": f"{PADDING:g}",
-        "refinement": options.refinement,
+        "padding": f"{source.padding:g}",
+        "refinement": source.refinement,
         "convention": source.convention,
         "score_threshold": f"{options.score_threshold:g}",
     }

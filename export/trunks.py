@@ -53,7 +53,8 @@ def fold_normalisation(network: PoseNet) -> PoseNet | None:
     found by running the network, whatever its modules are called.
     """
     generator = torch.Generator().manual_seed(0)
-    crops = torch.randint(0, 256, (1, _PROBE, _PROBE, 3), generator=generator, dtype=torch.uint8)
+    width, height = network.size or (_PROBE, _PROBE)
+    crops = torch.randint(0, 256, (1, height, width, 3), generator=generator, dtype=torch.uint8)
     images = normalise(crops)
     readers: list[str] = []
 

@@ -25,7 +25,7 @@ else:
     import tomli as tomllib
 
 MB = 1_000_000
-GROUPS = ("tools", "serve", "gpu", "loadtest", "train", "dev", "triton")
+GROUPS = ("tools", "serve", "gpu", "loadtest", "train", "vitpose", "dev", "triton")
 # Module prefixes of other rooms that a room may import (the map of the folders is in CONTRIBUTING.md).
 MAY_IMPORT = {
     "service": (),
@@ -63,9 +63,11 @@ def declared(group: str) -> list[Requirement]:
         + project["project"]["optional-dependencies"]["gpu"],
         "loadtest": serving + groups["loadtest"],
         "train": serving + groups["train"],
+        "vitpose": serving + groups["train"] + groups["vitpose"],
         "dev": serving
         + groups["train"]
         + groups["loadtest"]
+        + groups["vitpose"]
         + [line for line in groups["dev"] if isinstance(line, str)],
         "triton": groups["triton"],
     }[group]

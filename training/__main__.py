@@ -11,7 +11,8 @@ from training.ablation.command import ablate
 from training.evaluation_command import evaluate
 from training.negatives_command import mine_negatives
 from training.networks.command import networks
-from training.pose_command import pose, profile
+from training.pose_command import pose, profile, starting_from, told
+from training.pretrained.command import fetch_pretrained, import_pose
 from training.pseudo_label_command import pseudo_label
 from training.selection_command import select_data, select_hard
 
@@ -24,11 +25,21 @@ Resume = Annotated[bool, typer.Option("--resume", help="go on with the run in --
 
 
 @app.command()
-def detector(recipe: Recipe, output: Output, overrides: Overrides = [], resume: Resume = False) -> None:  # noqa: B006
+def detector(
+    recipe: Recipe,
+    output: Output,
+    overrides: Overrides = [],  # noqa: B006
+    resume: Resume = False,
+    init: Annotated[
+        str | None,
+        typer.Option("--init", help="coco, a .pth or a model.pt of the same torchvision network to start from"),
+    ] = None,
+) -> None:
     """Train a person detector."""
-    from training.detector import train_detector
+    with told("detector"):
+        from training.detector import train_detector
 
-    train_detector(recipe, output, overrides, resume)
+        train_detector(recipe, output, [*overrides, *starting_from("network.init", init)], resume)
 
 
 app.command()(pose)
@@ -40,6 +51,8 @@ app.command()(select_hard)
 app.command()(pseudo_label)
 app.command()(mine_negatives)
 app.command()(ablate)
+app.command()(fetch_pretrained)
+app.command()(import_pose)
 
 
 @app.command()

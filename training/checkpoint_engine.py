@@ -21,7 +21,7 @@ from service.engines.base import Array, Engine, ModelMetadata, Tensors, TensorSp
 from service.engines.tensors import check_inputs
 from service.errors import EngineUnavailable, InferenceFailed, ModelNotFound
 from service.skeletons import SKELETONS, Skeleton
-from training.conventions import unmirrored
+from training.conventions import OURS, unmirrored
 from training.decoding import Refinement, decode, fuse, fused_sigma
 from training.networks.base import PoseNet, normalise
 from training.pose import PoseRecipe, load_pose_checkpoint
@@ -57,6 +57,11 @@ class CheckpointEngine(Engine):
             ValueError: a file that is no pose checkpoint, or checkpoints that differ in joints or crop size.
         """
         loaded = [load_pose_checkpoint(path) for path in checkpoints]
+        for path in checkpoints:
+            if torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("convention", OURS) != OURS:
+                raise ValueError(
+                    f"{path}: imported weights, decoded otherwise than ours: export them and ask the models"
+                )
         self._recipe = loaded[0][0]
         for recipe, _ in loaded[1:]:
             if (recipe.skeleton, recipe.size) != (self._recipe.skeleton, self._recipe.size):

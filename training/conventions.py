@@ -8,6 +8,10 @@ moves the peak by ``-(1 - 1 / stride) - 2 b`` cells, which is nothing only for o
 | ``pixel_centre`` | ours | (x + 0.5) / 4 - 0.5 | -0.375 | 0 |
 | ``msra`` | SimpleBaseline, HRNet | round(x / 4) | 0 | -0.75 |
 | ``megvii`` | CPN, MSPN, RSN | floor(x / 4) | -0.5 | +0.25 |
+| ``udp`` | ViTPose and others trained with UDP | x (w - 1) / (W - 1) | | 0 |
+
+The last one (Huang et al. 2020) lays the first and the last cell on the first and the last pixel of the crop, of which
+the map has w and the crop W = 4 w along an axis: a cell is a little more than four pixels wide.
 """
 
 from __future__ import annotations
@@ -21,20 +25,36 @@ from torch.nn import functional
 
 from service.crops import crop_to_heatmap
 
-Convention = Literal["pixel_centre", "msra", "megvii"]
+Convention = Literal["pixel_centre", "msra", "megvii", "udp"]
+OURS: Convention = "pixel_centre"
 
 
 def cell_offset(convention: Convention, stride: int) -> float:
     """b: the cell at which crop pixel 0 is drawn (on average, where the place is rounded)."""
-    if convention == "msra":
+    if convention in ("msra", "udp"):
         return 0.0
     if convention == "megvii":
         return -0.5
     return float(crop_to_heatmap(0.0, stride))
 
 
+def cells_to_crop(cells: Tensor, count: int, stride: int, convention: Convention) -> Tensor:
+    """Places on a map, in cells along one axis, as crop pixels.
+
+    Args:
+        cells: any shape, fractions allowed.
+        count: cells of the map along that axis.
+        stride: crop pixels for each cell.
+        convention: of the network that drew the map.
+    """
+    scale = (count * stride - 1) / (count - 1) if convention == "udp" else float(stride)
+    return (cells - cell_offset(convention, stride)) * scale
+
+
 def flip_shift(convention: Convention, stride: int) -> float:
     """Cells by which a mirrored crop's map, mirrored back, has to move to the right to lie on the straight one's."""
+    if convention == "udp":
+        return 0.0
     return 1 - 1 / stride + 2 * cell_offset(convention, stride)
 
 

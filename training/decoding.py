@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from training.conventions import Convention, cell_offset
+from training.conventions import Convention, cells_to_crop
 
 Refinement = Literal["none", "quarter", "megvii", "taylor", "dark"]
 
@@ -67,7 +67,7 @@ def decode(
         convention: where a cell lies in the crop, see :mod:`training.conventions`.
 
     Returns:
-        [P, K, 3]: x, y, and the score: the fused map's value at the peak (unfiltered), 0..1.
+        [P, K, 3]: x, y, and the score: the fused map's value at the peak (unfiltered), cut at 1.
     """
     width = log_map.shape[-1]
     best, index = log_map.flatten(-2).max(-1)
@@ -82,10 +82,9 @@ def decode(
             step_x, step_y = _local_step(smooth, x, y, newton=True)
         elif refinement != "none":
             step_x, step_y = _local_step(log_map, x, y, newton=refinement == "taylor")
-    offset = cell_offset(convention, stride)
-    crop_x = (x.to(best.dtype) + step_x - offset) * stride
-    crop_y = (y.to(best.dtype) + step_y - offset) * stride
-    return torch.stack([crop_x, crop_y, best.exp()], dim=-1)
+    crop_x = cells_to_crop(x.to(best.dtype) + step_x, width, stride, convention)
+    crop_y = cells_to_crop(y.to(best.dtype) + step_y, log_map.shape[-2], stride, convention)
+    return torch.stack([crop_x, crop_y, best.exp().clamp(max=1)], dim=-1)
 
 
 def _local_step(log_map: Tensor, x: Tensor, y: Tensor, *, newton: bool) -> tuple[Tensor, Tensor]:

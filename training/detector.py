@@ -30,7 +30,7 @@ from training.networks.detector_base import Detector
 from training.networks.detectors import AnyDetector
 from training.networks.faster_rcnn import DetectorNetwork, FasterRcnn
 from training.networks.torchvision_detectors import TorchvisionDetector
-from training.recipe import DataSource, Strict, read_recipe
+from training.recipe import DataSource, RecipeError, Strict, read_recipe
 from training.run import Ema, Run, seed_everything
 from training.schedule import cosine_rate
 
@@ -52,13 +52,13 @@ class DetectorRecipe(Strict):
     """All that a detector's training depends on."""
 
     seed: int = 0
-    train: tuple[DetectionSource, ...] = Field(min_length=1)
+    train: tuple[DetectionSource, ...] = Field((), description="sets to train on; none only with imported weights")
     held_out: float = Field(0.06, ge=0, lt=1, description="share of the first set kept for measuring while training")
     network: AnyDetector = DetectorNetwork()
     loss: DetectorLoss = Field(DetectorLoss(), description="of our own network; torchvision's have theirs in network")
     augmentation: DetectionAugmentation = DetectionAugmentation()
     batch_size: int = Field(16, ge=1)
-    steps: int = Field(ge=1)
+    steps: int = Field(ge=0, description="0: weights that were imported, not trained here")
     warmup_steps: int = Field(200, ge=0)
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.05, ge=0)
@@ -76,6 +76,8 @@ class DetectorRecipe(Strict):
     def _check(self) -> DetectorRecipe:
         if self.loss != DetectorLoss() and not isinstance(self.network, DetectorNetwork):
             raise ValueError(f"loss is for the network faster_rcnn; {self.network.name} has its thresholds in network")
+        if self.steps and not self.train:
+            raise ValueError("train: no data set to train on")
         return self
 
 
@@ -86,6 +88,8 @@ def train_detector(recipe_path: Path, output: Path, overrides: Sequence[str] = (
         RecipeError, RunError, DatasetError: what was given cannot be used.
     """
     recipe = read_recipe(recipe_path, DetectorRecipe, overrides)
+    if not recipe.steps:
+        raise RecipeError(f"{recipe_path}: steps: 0 trains nothing")
     seed_everything(recipe.seed)
     device = pick_device(recipe.device)
     run = Run(output, recipe, resume=resume)

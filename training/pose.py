@@ -21,7 +21,7 @@ from training.initialisation import gaussian_, load_backbones, load_matching
 from training.networks.base import PoseNet
 from training.pose_recipe import PoseRecipe
 from training.processes import make_fabric
-from training.recipe import read_recipe
+from training.recipe import RecipeError, read_recipe
 from training.run import Run, seed_everything
 from training.trainer import Trainer
 
@@ -66,6 +66,8 @@ def train_pose(recipe_path: Path, output: Path, overrides: Sequence[str] = (), r
             be used, or the run failed; names what. The last checkpoint is intact.
     """
     recipe = read_recipe(recipe_path, PoseRecipe, overrides)
+    if not recipe.steps:
+        raise RecipeError(f"{recipe_path}: steps: 0 trains nothing")
     fabric = make_fabric(recipe.devices, recipe.precision)
     fabric.launch()
     console.quiet = not fabric.is_global_zero

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ def told(command: str) -> Iterator[None]:
     """Errors of data, recipes, runs and weights become one line and exit status 1; others keep their traceback."""
     from training.datasets.coco import DatasetError
     from training.initialisation import InitialisationError
+    from training.pretrained.weights import PretrainedError
     from training.processes import ProcessError
     from training.recipe import RecipeError
     from training.run import RunError
@@ -25,9 +27,16 @@ def told(command: str) -> Iterator[None]:
 
     try:
         yield
-    except (RecipeError, DatasetError, RunError, InitialisationError, ProcessError, TrainingError) as error:
+    except (
+        RecipeError, DatasetError, RunError, InitialisationError, PretrainedError, ProcessError, TrainingError,
+    ) as error:  # fmt: skip
         typer.echo(f"{command}: {error}", err=True)
         raise typer.Exit(1) from None
+
+
+def starting_from(field: str, value: Path | str | None) -> list[str]:
+    """``--init`` as the override that it is short for."""
+    return [] if value is None else [f"{field}={json.dumps(str(value))}"]
 
 
 def pose(
@@ -35,12 +44,15 @@ def pose(
     output: Annotated[Path, typer.Option("--output", help="folder of the run")],
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run in --output")] = False,
+    init: Annotated[
+        Path | None, typer.Option("--init", help="model.pt to start from; short for --set init=...")
+    ] = None,
 ) -> None:
     """Train a pose network."""
     with told("pose"):
         from training.pose import train_pose
 
-        train_pose(recipe, output, overrides or [], resume)
+        train_pose(recipe, output, [*(overrides or []), *starting_from("init", init)], resume)
 
 
 def profile(

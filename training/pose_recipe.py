@@ -23,7 +23,7 @@ from training.targets import Radius
 class PoseRecipe(Strict):
     """All that a pose run depends on."""
 
-    data: tuple[DataSource, ...] = Field(min_length=1)
+    data: tuple[DataSource, ...] = Field((), description="sets to train on; none only with imported weights")
     skeleton: Literal["coco17", "lsp14", "aic14", "crowdpose14", "mpii16", "union19"] = "union19"
     presets: tuple[str, ...] = Field(("coco17",), description="skeletons to export; the first is the default")
     width: int = Field(192, ge=32, description="of the crop, pixels")
@@ -34,7 +34,7 @@ class PoseRecipe(Strict):
     augmentation: Augmentation = Augmentation()
     min_joints: int = Field(3, ge=1)
     holdout: float = Field(0.03, ge=0, lt=0.5, description="part of the training pictures kept aside to watch")
-    steps: int = Field(ge=1)
+    steps: int = Field(ge=0, description="0: weights that were imported, not trained here")
     batch: int = Field(32, ge=2, description="people of one step, over all processes")
     learning_rate: float = Field(2e-3, gt=0, description="at its highest")
     weight_decay: float = Field(1e-2, ge=0, description="1e-2 suits adamw; the papers' L2 with adam is 1e-5")
@@ -91,6 +91,12 @@ class PoseRecipe(Strict):
             raise ValueError(
                 f"crop sides must be multiples of {multiple} for {self.network.name}, got {self.width}x{self.height}"
             )
+        if self.network.size not in (None, self.size):
+            raise ValueError(
+                f"{self.network.name} takes crops of {self.network.size}, width and height, got {self.size}"
+            )
+        if self.steps and not self.data:
+            raise ValueError("data: no data set to train on")
         names = [r.name for r in self.radii]
         if len(set(names)) != len(names):
             raise ValueError(f"two radii have one name: {names}")

@@ -2,7 +2,8 @@
 
 Three kinds (Firefly used the first two; the third is what learns from scratch on little data):
 
-* ``gaussian``: a Gaussian of peak 1, mean squared error; served clamped to 0..1.
+* ``gaussian``: a Gaussian of peak 1, mean squared error; served without what is negative. Peaks a little over 1 stay:
+  cut at 1 they would be plateaus, and the highest cell any of them. Only the score is cut, by ``decode``.
 * ``disc``: every pixel within the radius is joint, the rest background; binary cross-entropy; served as sigmoid.
 * ``softmax``: the normalised Gaussian as a distribution over the map, spatial cross-entropy; served as softmax
   times ``2 pi sigma^2``, so that a map equal to its target has peak 1 as the other kinds have.
@@ -71,10 +72,10 @@ def disc_maps(points: Tensor, size: tuple[int, int], radius: float) -> Tensor:
 
 
 def activate(raw: Tensor, radius: Radius) -> Tensor:
-    """Raw maps [P, K, H, W] to served heatmaps: float32, in 0..1, a right joint's peak near 1."""
+    """Raw maps [P, K, H, W] to served heatmaps: float32, not negative, a right joint's peak near 1."""
     raw = raw.float()
     if radius.kind == "gaussian":
-        return raw.clamp(0.0, 1.0)
+        return raw.clamp_min(0.0)
     if radius.kind == "disc":
         return raw.sigmoid()
     flat = raw.flatten(-2).softmax(-1) * (2 * math.pi * radius.sigma**2)

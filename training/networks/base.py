@@ -45,12 +45,14 @@ class PoseNet(nn.Module, ABC):
         joints: K.
         heads: names of the R supervision radii.
         units: the place of each map of :meth:`forward`; the last one is what is served.
+        size: width, height of the only crops it takes; None for any of the config's ``multiple``.
     """
 
     stride = 4
     joints: int
     heads: tuple[str, ...]
     units: tuple[Unit, ...]
+    size: tuple[int, int] | None = None
 
     def __init__(self, joints: int, heads: Sequence[str], units: Sequence[Unit]) -> None:
         super().__init__()
@@ -79,6 +81,11 @@ class NetworkConfig(Strict, ABC):
     def multiple(self) -> int:
         """Crop sides must be multiples of this."""
         return 32
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Width, height of the only crops it takes; None for any multiple."""
+        return None
 
     @property
     @abstractmethod

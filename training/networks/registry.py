@@ -14,6 +14,7 @@ from training.networks.hrnet import HRNetConfig
 from training.networks.mspn import MSPNConfig
 from training.networks.rsn import RSNConfig
 from training.networks.simple_baseline import SimpleBaselineConfig
+from training.networks.vitpose import ViTPoseConfig
 
 NETWORKS: dict[str, type[NetworkConfig]] = {
     "ccm": CCMConfig,
@@ -24,6 +25,8 @@ NETWORKS: dict[str, type[NetworkConfig]] = {
     "rsn": RSNConfig,
     "simple_baseline": SimpleBaselineConfig,
 }
+# Known to checkpoints, tuned but never trained from scratch: others' modules run them, for weights that they published.
+IMPORTED: dict[str, type[NetworkConfig]] = {"vitpose": ViTPoseConfig}
 
 
 def network_config(value: Any) -> NetworkConfig:
@@ -32,7 +35,7 @@ def network_config(value: Any) -> NetworkConfig:
     Raises:
         ValueError: an unknown name, or a field that does not fit (pydantic's ValidationError is one).
     """
-    return named_config(value, NETWORKS, "hourglass", "network")
+    return named_config(value, NETWORKS | IMPORTED, "hourglass", "network")
 
 
 AnyNetwork = Annotated[SerializeAsAny[NetworkConfig], BeforeValidator(network_config)]

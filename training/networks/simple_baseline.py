@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from training.networks.base import NetworkConfig, PoseNet, Unit
+from training.networks.base import NetworkConfig, PoseNet, Unit, normalise
 from training.networks.resnet import ResNetName, describe, pyramid
 
 
@@ -25,7 +26,10 @@ class SimpleBaseline(PoseNet):
         backbone: see :func:`training.networks.resnet.pyramid`.
         width: channels of the light backbone's first stage.
         deconv_channels: of the transposed convolutions.
+        reversed_means: see :class:`SimpleBaselineConfig`.
     """
+
+    shift: Tensor
 
     def __init__(
         self,
@@ -35,8 +39,12 @@ class SimpleBaseline(PoseNet):
         backbone: ResNetName = "resnet50",
         width: int = 32,
         deconv_channels: int = 256,
+        reversed_means: bool = False,
     ) -> None:
         super().__init__(joints, heads, [Unit(0, 1)])
+        self.reversed_means = reversed_means
+        if reversed_means:
+            self.register_buffer("shift", _reversing_shift(), persistent=False)
         self.backbone = pyramid(backbone, width)
         layers: list[nn.Module] = []
         inputs = self.backbone.channels[-1]
@@ -58,7 +66,17 @@ class SimpleBaseline(PoseNet):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Normalised images [N, 3, H, W] to one raw map [N, R, K, H/4, W/4]."""
+        if self.reversed_means:
+            images = images + self.shift
         return [self.split(self.output(self.deconvs(self.backbone(images)[-1])))]
+
+
+def _reversing_shift() -> Tensor:
+    """[3, 1, 1] added to a normalised image, so that red is less the mean of blue and blue less the mean of red."""
+    black, white = normalise(torch.tensor([0, 255], dtype=torch.uint8).reshape(2, 1, 1, 1).expand(2, 1, 1, 3))
+    deviation = 255 / (white - black)
+    mean = -black * deviation
+    return (mean - mean.flip(0)) / deviation
 
 
 class SimpleBaselineConfig(NetworkConfig):
@@ -68,6 +86,9 @@ class SimpleBaselineConfig(NetworkConfig):
     backbone: ResNetName = "resnet50"
     width: int = Field(32, ge=8, description="channels of the light backbone's first stage")
     deconv_channels: int = Field(256, ge=8)
+    reversed_means: bool = Field(
+        False, description="subtract the channels' means in reverse, as the authors' code does; only for its weights"
+    )
 
     @property
     def description(self) -> str:
@@ -78,5 +99,6 @@ class SimpleBaselineConfig(NetworkConfig):
     def build(self, joints: int, heads: Sequence[str]) -> SimpleBaseline:
         """Freshly initialised."""
         return SimpleBaseline(
-            joints, heads, backbone=self.backbone, width=self.width, deconv_channels=self.deconv_channels
-        )
+            joints, heads, backbone=self.backbone, width=self.width, deconv_channels=self.deconv_channels,
+            reversed_means=self.reversed_means,
+        )  # fmt: skip
