@@ -103,6 +103,7 @@ class _EngineCounters(Collector):
     def collect(self) -> Iterator[Metric]:
         """Made anew for each scrape."""
         yield from self._updates()
+        yield from self._transport()
         statistics: dict[str, Any] = getattr(self._engine, "statistics", dict)()
         if not statistics:
             return
@@ -128,6 +129,39 @@ class _EngineCounters(Collector):
         yield batches
         for _, family in families:
             yield family
+
+    def _transport(self) -> Iterator[Metric]:
+        """How the calls of a server in another process went."""
+        up = GaugeMetricFamily("tritonpose_engine_up", "1 while the engine can be asked, as far as is known.")
+        up.add_metric([], float(self._engine.unavailable is None))
+        yield up
+        transport = getattr(self._engine, "transport", None)
+        if transport is None:
+            return
+        shared = GaugeMetricFamily(
+            "tritonpose_engine_shared_memory", "1 while large inputs go through shared memory, 0 while all travel."
+        )
+        shared.add_metric([], float(transport.shared_memory))
+        yield shared
+        calls = CounterMetricFamily(
+            "tritonpose_engine_calls",
+            "Calls of the server by outcome: ok, cancelled, or the type of the problem.",
+            labels=["model", "outcome"],
+        )
+        for (model, outcome), count in sorted(transport.calls.items()):
+            calls.add_metric([model, outcome], count)
+        yield calls
+        sent = CounterMetricFamily(
+            "tritonpose_engine_sent_bytes", "Bytes of inputs by the way they took.", labels=["transport"]
+        )
+        for way in ("grpc", "shared_memory"):
+            sent.add_metric([way], transport.sent_bytes[way])
+        yield sent
+        retries = CounterMetricFamily(
+            "tritonpose_engine_retries", "Calls that found no connection and were sent again."
+        )
+        retries.add_metric([], transport.retries)
+        yield retries
 
     def _updates(self) -> Iterator[Metric]:
         """What became of changes in the model repository."""

@@ -88,6 +88,7 @@ class PosePipeline:
         headers: Sequence[ImageHeader] | None = None,
         keep_pixels: bool = False,
         models: Models | None = None,
+        deadline: float | None = None,
     ) -> Answer:
         """Find the people of every picture.
 
@@ -101,6 +102,7 @@ class PosePipeline:
             headers: what :meth:`read_headers` gave for these pictures, when it was called before.
             keep_pixels: hand the decoded pictures back too, for drawing.
             models: that answer; those that the engine serves now when None.
+            deadline: by the event loop's clock; each engine call gets what is left. None for no limit.
 
         Raises:
             InvalidImage, TooLarge, UnsupportedMedia: with the ``image_index`` of the first bad picture.
@@ -109,18 +111,18 @@ class PosePipeline:
         """
         stages = stages if stages is not None else Stages()
         if models is not None:
-            return await self._run(pictures, options, stages, headers, keep_pixels, models)
+            return await self._run(pictures, options, stages, headers, keep_pixels, models, deadline)
         for _ in range(_REPLACED_UNDER_A_REQUEST):
             with self.engine.hold() as held:
                 before = await self.presets.find(options.model, held)
                 try:
-                    return await self._run(pictures, options, stages, headers, keep_pixels, held)
+                    return await self._run(pictures, options, stages, headers, keep_pixels, held, deadline)
                 except (ModelNotFound, InferenceFailed, ValueError):
                     # Tensors that do not fit, or a version that is gone: was it another model than the one asked for?
                     if await self.presets.find(options.model) == before:
                         raise
         with self.engine.hold() as held:
-            return await self._run(pictures, options, stages, headers, keep_pixels, held)
+            return await self._run(pictures, options, stages, headers, keep_pixels, held, deadline)
 
     async def _run(
         self,
@@ -130,10 +132,11 @@ class PosePipeline:
         headers: Sequence[ImageHeader] | None,
         keep_pixels: bool,
         models: Models,
+        deadline: float | None,
     ) -> Answer:
         pose, detector = await self.presets.find(options.model, models)
         options = fill_in(options, pose, detector)
-        run = _Run(self, models, options, pose, detector, stages, keep_pixels)
+        run = _Run(self, models, options, pose, detector, stages, keep_pixels, deadline)
         if headers is None:
             headers = await self.off_loop(self.read_headers, pictures, stages)
         answers: list[PosedPicture] = []
@@ -151,11 +154,12 @@ class PosePipeline:
         with stages.measure("decode"):
             return read_headers(pictures, self._settings.max_image_bytes, self._settings.max_pixels)
 
-    async def infer(self, models: Models, model: str, inputs: Tensors) -> dict[str, Any]:
-        """One engine call, counted."""
+    async def infer(self, models: Models, model: str, inputs: Tensors, deadline: float | None) -> dict[str, Any]:
+        """One engine call, counted; it may take until ``deadline`` (event loop's clock)."""
         if self._metrics:
             self._metrics.engine_rows.labels(model).observe(len(next(iter(inputs.values()))))
-        return await models.infer(model, inputs)
+        left = None if deadline is None else deadline - asyncio.get_running_loop().time()
+        return await models.infer(model, inputs, timeout=left)
 
     async def off_loop(
         self, work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
@@ -193,8 +197,9 @@ class _Run:
         detector: DetectorPreset,
         stages: Stages,
         keep_pixels: bool,
+        deadline: float | None,
     ) -> None:
-        self.pipeline, self.models = pipeline, models
+        self.pipeline, self.models, self.deadline = pipeline, models, deadline
         self.options, self.stages, self.keep_pixels = options, stages, keep_pixels
         self.pose, self.detector = pose, detector
         self.pose_model = (pose.flip_model or pose.name) if options.flip else pose.name
@@ -221,7 +226,7 @@ class _Run:
             return []
         batch = squares[0][None] if len(squares) == 1 else np.stack(squares)
         with self.stages.measure("detector"):
-            outputs = await self.pipeline.infer(self.models, self.detector.name, {"images": batch})
+            outputs = await self.pipeline.infer(self.models, self.detector.name, {"images": batch}, self.deadline)
         return list(zip(outputs["boxes"], outputs["scores"], strict=True))
 
     async def _pose(self, picture: Picture, opened: Opened, candidates: Candidates | None) -> PosedPicture:
@@ -236,7 +241,7 @@ class _Run:
             weights = np.tile(self.weights, (len(crops.boxes), 1))
             with stages.measure("pose"):
                 inputs: Tensors = {"crops": crops.pixels, "fusion_weights": weights}
-                outputs = await self.pipeline.infer(self.models, self.pose_model, inputs)
+                outputs = await self.pipeline.infer(self.models, self.pose_model, inputs, self.deadline)
             work = partial(
                 answer_people, outputs["keypoints"], crops, options, self.pose, stages, suppress=candidates is not None
             )

@@ -39,9 +39,10 @@ class Readiness:
     def __init__(self, engine: Engine, pipeline: PosePipeline, metrics: Metrics) -> None:
         self._engine = engine
         self._pipeline = pipeline
-        self._metrics = metrics
         self._reason: str | None = "the models are being loaded"
         self._draining = False
+        self._answers = False  # the models, when they were last asked
+        metrics.ready.set_function(self._ready)
         self.models: list[str] = []
         self._task: asyncio.Task[None] | None = None
         # What replaces models in the running engine has to pass what the first ones passed.
@@ -59,7 +60,6 @@ class Readiness:
     def drain(self) -> None:
         """Call the service not ready from now on, so that balancers stop sending; requests are still answered."""
         self._draining = True
-        self._metrics.ready.set(0)
 
     async def end(self) -> None:
         """Stop trying."""
@@ -69,9 +69,13 @@ class Readiness:
                 await self._task
 
     def require_started(self) -> None:
-        """Raises EngineUnavailable until the first picture went through."""
-        if self._reason is not None:
-            raise EngineUnavailable(self._reason)
+        """Raises EngineUnavailable until the first picture went through, and while the engine is known to be gone.
+
+        So a body that nobody could answer need not travel.
+        """
+        reason = self._reason or self._engine.unavailable
+        if reason is not None:
+            raise EngineUnavailable(reason)
 
     async def check(self) -> None:
         """Raises EngineUnavailable with the reason when the service is not ready for traffic."""
@@ -81,11 +85,16 @@ class Readiness:
         try:
             answers = await asyncio.wait_for(self._engine.ready(), _ANSWER_SECONDS)
         except (ServiceError, asyncio.TimeoutError) as error:
-            self._metrics.ready.set(0)
-            raise EngineUnavailable(f"the engine does not answer: {error}") from error
-        self._metrics.ready.set(int(answers))
+            self._answers = False
+            reason = error.detail if isinstance(error, ServiceError) else f"no answer within {_ANSWER_SECONDS:g} s"
+            raise EngineUnavailable(f"the {self._engine.kind} engine is not ready: {reason}") from error
+        self._answers = answers
         if not answers:
             raise EngineUnavailable(f"the {self._engine.kind} engine's models do not all answer")
+
+    def _ready(self) -> bool:
+        started = self._reason is None and self._engine.unavailable is None
+        return started and self._answers and not self._draining
 
     async def _try_models(self, models: Models) -> None:
         names = await rehearse(self._pipeline, models)
@@ -108,7 +117,7 @@ class Readiness:
                 await asyncio.sleep(_RETRY_SECONDS)
             else:
                 self._reason = None
-                self._metrics.ready.set(1)
+                self._answers = True
                 logger.info("ready after %.2f s: %s", time.perf_counter() - started, ", ".join(self.models))
 
 
@@ -127,7 +136,8 @@ async def rehearse(pipeline: PosePipeline, models: Models | None = None) -> list
     """
     names = await pipeline.presets.names(models)
     if not names:
-        raise EngineUnavailable("the engine has no pose model (kind=pose) loaded")
+        where = f"{pipeline.engine.kind} engine ({pipeline.engine.place})" if pipeline.engine.place else "engine"
+        raise EngineUnavailable(f"the {where} has no pose model (kind=pose) loaded")
     data, box = await asyncio.to_thread(_rehearsal_picture)
     # The box makes sure that the pose model runs, even when a detector finds nobody in the picture.
     pictures = [Picture(data, 1), Picture(data, 2, box)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from functools import cache
@@ -63,16 +64,24 @@ async def pose(request: Request) -> Response:
         if drawn_type and len(body.pictures) != 1:
             raise InvalidOption(f"format: image answers one picture, the request has {len(body.pictures)}")
 
+        seconds = service.settings.deadline_seconds
+        deadline = asyncio.get_running_loop().time() + seconds
+
         async def work() -> bytes:
             async with visit.turn(stages):
                 answer = await service.pipeline.run(
-                    body.pictures, options, stages, headers=headers, keep_pixels=bool(drawn_type)
+                    body.pictures,
+                    options,
+                    stages,
+                    headers=headers,
+                    keep_pixels=bool(drawn_type),
+                    deadline=deadline,
                 )
                 if drawn_type or sum(len(picture.people) for picture in answer.pictures) > FEW_PEOPLE:
                     return await service.pipeline.off_loop(_encode, answer, drawn_type, service, stages)
                 return _encode(answer, drawn_type, service, stages)
 
-        data = await finish_within(work(), service.settings.deadline_seconds, _hang_up(request))
+        data = await finish_within(work(), seconds, _hang_up(request))
     stages.add("total", time.perf_counter() - started)
     service.metrics.answered(stages)
     told = {"Server-Timing": stages.server_timing(), "Vary": "Accept"}

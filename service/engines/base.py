@@ -82,6 +82,10 @@ class Engine(Models):
 
     #: Shown in ``info`` and the metrics: ``embedded``, ``triton``, ``fake``.
     kind: str
+    #: Where its models are, for messages: a folder, or a server's address.
+    place: str = ""
+    #: Why no model can be asked now, where that is known without asking; None where models can be.
+    unavailable: str | None = None
     #: Why what lies in the model repository now is not what is served; None where it is, or nobody knows.
     refused: str | None = None
     #: What new models have to pass before they replace the old ones, in engines that replace models themselves.
@@ -102,7 +106,7 @@ class Engine(Models):
 
     @abstractmethod
     async def ready(self) -> bool:
-        """True when every loaded model answers."""
+        """True when every loaded model answers. Raises EngineUnavailable where the reason is known."""
 
     @abstractmethod
     async def close(self) -> None:

@@ -41,3 +41,17 @@ class ModelStatistics:
         values = dict(self.__dict__)
         values["batch_sizes"] = Counter(self.batch_sizes)
         return ModelStatistics(**values)
+
+
+@dataclass
+class TransportStatistics:
+    """Counters of an engine that sends its calls to a server."""
+
+    shared_memory: bool = False
+    """Whether large inputs go through shared memory now."""
+    calls: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """By model and outcome: ``ok``, ``cancelled``, or the error's problem type."""
+    sent_bytes: Counter[str] = field(default_factory=Counter)
+    """Inputs by way: ``grpc`` or ``shared_memory``."""
+    retries: int = 0
+    """Calls that found no connection and were sent again."""

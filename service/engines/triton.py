@@ -9,21 +9,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-import numpy as np
-from tritonclient.grpc import InferInput, InferResult
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+from tritonclient.utils import InferenceServerException
 
 from service.engines.base import Array, Engine, ModelMetadata, Tensors
-from service.engines.tensors import check_inputs, empty_outputs, fits, join_rows, split_rows
+from service.engines.statistics import TransportStatistics
+from service.engines.tensors import check_inputs, empty_outputs, join_rows, split_rows
 from service.engines.triton_errors import never_sent, region_unknown, translate
-from service.engines.triton_memory import LEAST_BYTES, Region, SharedRegions
+from service.engines.triton_memory import Region, SharedRegions
 from service.engines.triton_server import TritonServer
+from service.engines.triton_tensors import large_inputs, read_outputs, write_inputs
 from service.errors import (
     DeadlineExceeded,
     EngineUnavailable,
@@ -60,15 +59,6 @@ class TritonSettings:
     drain_seconds: float = 30.0
 
 
-@dataclass
-class TransportStatistics:
-    """What the engine counts: calls by model and outcome, bytes of inputs by way, calls that were sent again."""
-
-    calls: Counter[tuple[str, str]] = field(default_factory=Counter)
-    sent_bytes: Counter[str] = field(default_factory=Counter)
-    retries: int = 0
-
-
 class TritonEngine(Engine):
     """A Triton server as an engine. One channel for each engine, made by ``start``."""
 
@@ -78,8 +68,9 @@ class TritonEngine(Engine):
         """``url`` is host:port of the gRPC port; nothing is sent before ``start``."""
         self.settings = settings or TritonSettings()
         self.transport = TransportStatistics()
-        self._server = TritonServer(url, self._server_returned, self._server_polled)
+        self.place = url
         self._regions = SharedRegions(_CALL_SECONDS)
+        self._server = TritonServer(url, self._regions.server_restarted, self._server_polled)
         self._turns = asyncio.Semaphore(self.settings.concurrency)
         self._started = False
         self._closed = False
@@ -88,14 +79,9 @@ class TritonEngine(Engine):
         self._idle = asyncio.Event()
 
     @property
-    def shared_memory(self) -> bool:
-        """Whether crops go through shared memory now."""
-        return self._regions.enabled
-
-    @property
-    def reachable(self) -> bool:
-        """Whether the server answered the last poll."""
-        return self._server.gone is None
+    def unavailable(self) -> str | None:  # type: ignore[override]
+        """Why the server cannot be asked, by the last poll; None while it answers."""
+        return self._server.gone
 
     async def start(self) -> None:
         """Connect and read what is loaded. Raises EngineUnavailable with the reason and the address."""
@@ -109,12 +95,13 @@ class TritonEngine(Engine):
         if share and not await self._regions.open(self._server.client):
             level = logging.WARNING if wanted == "on" else logging.INFO
             logger.log(level, "no shared memory with %s: %s", self._server.name, self._regions.refusal)
+        self.transport.shared_memory = self._regions.enabled
         self._started = True
         logger.info(
             "%s has %d models; shared memory: %s",
             self._server.name,
             len(self._server.catalogue.models),
-            "yes" if self.shared_memory else "no",
+            "yes" if self._regions.enabled else "no",
         )
 
     async def infer(self, model: str, inputs: Tensors, *, timeout: float | None = None) -> dict[str, Array]:
@@ -201,11 +188,11 @@ class TritonEngine(Engine):
         async with self._turn(metadata.name, deadline):
             region = await self._borrow(inputs)
             if region is None:
-                result = await self._send(metadata.name, self._tensors(metadata, inputs, None), deadline)
-                return _outputs(metadata, inputs, result)
+                result = await self._send(metadata.name, self._requested(metadata, inputs, None), deadline)
+                return read_outputs(metadata, inputs, result)
             answered = False
             try:
-                tensors = self._tensors(metadata, inputs, region)
+                tensors = self._requested(metadata, inputs, region)
                 result = await self._send(metadata.name, tensors, deadline)
                 answered = True
             except (Overloaded, InferenceFailed, ModelNotFound):
@@ -214,10 +201,10 @@ class TritonEngine(Engine):
             except _RegionUnknown:
                 answered = True
                 self._regions.server_restarted()
-                result = await self._send(metadata.name, self._tensors(metadata, inputs, None), deadline)
+                result = await self._send(metadata.name, self._requested(metadata, inputs, None), deadline)
             finally:
                 self._regions.give_back(region, answered=answered)
-            return _outputs(metadata, inputs, result)
+            return read_outputs(metadata, inputs, result)
 
     async def _send(self, model: str, tensors: Sequence[Any], deadline: float | None) -> Any:
         """One call. Only what found no connection is sent again, and no longer than half a second."""
@@ -263,53 +250,22 @@ class TritonEngine(Engine):
             self._turns.release()
 
     async def _borrow(self, inputs: Tensors) -> Region | None:
-        large = _large(inputs)
+        large = large_inputs(inputs)
         return await self._regions.borrow(self._server.client, Region.needed(large)) if large else None
 
-    def _tensors(self, metadata: ModelMetadata, inputs: Tensors, region: Region | None) -> list[Any]:
-        large = _large(inputs) if region is not None else {}
-        offsets = region.write(large) if region is not None else {}
-        tensors = []
-        for spec in metadata.inputs:
-            array = inputs[spec.name]
-            tensor = InferInput(spec.name, array.shape, np_to_triton_dtype(array.dtype))
-            if region is not None and spec.name in large:
-                tensor.set_shared_memory(region.name, array.nbytes, offsets[spec.name])
-            else:
-                tensor.set_data_from_numpy(array)
-            self.transport.sent_bytes["shared_memory" if spec.name in large else "grpc"] += array.nbytes
-            tensors.append(tensor)
-        return tensors
+    def _requested(self, metadata: ModelMetadata, inputs: Tensors, region: Region | None) -> list[Any]:
+        way = "grpc" if region is None else "shared_memory"
+        for name, array in inputs.items():
+            self.transport.sent_bytes[way if name in large_inputs(inputs) else "grpc"] += array.nbytes
+        return write_inputs(metadata, inputs, region)
 
-    def _server_returned(self) -> None:
-        self._regions.server_restarted()
-
-    def _server_polled(self) -> None:
-        self._regions.polled()
+    async def _server_polled(self) -> None:
+        await self._regions.polled(self._server.client)
+        self.transport.shared_memory = self._regions.enabled
 
 
 class _RegionUnknown(Exception):
     """The server does not know a region that was registered."""
-
-
-def _large(inputs: Tensors) -> Mapping[str, Array]:
-    return {name: a for name, a in inputs.items() if a.nbytes >= LEAST_BYTES and a.dtype != np.object_}
-
-
-def _outputs(metadata: ModelMetadata, inputs: Tensors, result: InferResult) -> dict[str, Array]:
-    """The answer's arrays in the config's order. Raises InferenceFailed when they are not what the config says."""
-    rows = len(next(iter(inputs.values()))) if metadata.max_batch_size else 0
-    outputs = {}
-    for spec in metadata.outputs:
-        array = result.as_numpy(spec.name)
-        wanted = (rows, *spec.shape) if metadata.max_batch_size else spec.shape
-        if array is None or array.dtype != spec.dtype or not fits(array.shape, wanted):
-            got = "nothing" if array is None else f"{array.dtype} {list(array.shape)}"
-            raise InferenceFailed(
-                f"model {metadata.name!r} answered {spec.name!r} as {got}, its config says {spec.dtype} {list(wanted)}"
-            )
-        outputs[spec.name] = array
-    return outputs
 
 
 async def _all_or_none(work: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:

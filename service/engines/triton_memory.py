@@ -85,6 +85,8 @@ class SharedRegions:
         """``timeout``: seconds for each call of the server."""
         self.enabled = False
         self.refusal = ""
+        self._opened = False
+        self._polls = 0
         self._timeout = timeout
         self._generation = 0
         self._free: list[Region] = []
@@ -92,19 +94,17 @@ class SharedRegions:
         self._bytes = 0
 
     async def open(self, client: Any) -> bool:
-        """Remove what dead processes left, and try whether the server takes shared memory; ``refusal`` says why not."""
+        """Remove what dead processes left, and try whether the server takes regions; ``refusal`` says why not."""
         try:
             remove_abandoned()
         except OSError as error:
             self.refusal = f"{FOLDER}: {error}"
             return False
-        self.enabled = True
+        self.enabled = self._opened = True
         region = await self.borrow(client, _SMALLEST)
-        if region is None:
-            self.enabled = False
-            return False
-        self.give_back(region, answered=True)
-        return True
+        if region is not None:
+            self.give_back(region, answered=True)
+        return self.enabled
 
     async def borrow(self, client: Any, size: int) -> Region | None:
         """A registered region of at least ``size`` bytes, to be given back; None when the tensors must travel."""
@@ -112,7 +112,7 @@ class SharedRegions:
             return None
         try:
             region = self._take(max(_SMALLEST, 1 << (size - 1).bit_length()))
-        except OSError as error:  # /dev/shm is full, or is none
+        except OSError as error:  # full: there is room again when others let go
             self.refusal = f"{FOLDER}: {error}"
             return None
         if region is None:
@@ -124,9 +124,10 @@ class SharedRegions:
                     region.name, f"/{region.name}", region.size, client_timeout=self._timeout
                 )
             except InferenceServerException as error:
-                self.refusal = error.message()
-                if "already in manager" not in self.refusal:
+                if "already in manager" not in error.message():
                     self._discard(region)
+                    self.enabled = False  # until another server is there
+                    self.refusal = error.message()
                     return None
             except BaseException:
                 self._discard(region)
@@ -139,8 +140,11 @@ class SharedRegions:
         region.rests = 0
         (self._free if answered else self._resting).append(region)
 
-    def polled(self) -> None:
+    async def polled(self, client: Any) -> None:
         """The server answered a poll: regions that have rested long enough are used again."""
+        self._polls += 1
+        if self.enabled and self._polls == _RESTS:
+            await self._unregister_abandoned(client)
         for region in self._resting:
             region.rests += 1
         self._free += [region for region in self._resting if region.rests >= _RESTS]
@@ -149,19 +153,36 @@ class SharedRegions:
     def server_restarted(self) -> None:
         """The server may know none of the regions any more: each is registered again before its next use."""
         self._generation += 1
+        self.enabled = self._opened
 
     async def close(self, client: Any) -> None:
         """Unregister what nobody reads, remove all files."""
-        self.enabled = False
+        self.enabled = self._opened = False
         for region in self._free:
-            if region.generation == self._generation:
-                try:
-                    await client.unregister_system_shared_memory(region.name, client_timeout=self._timeout)
-                except InferenceServerException as error:
-                    logger.debug("region %s: %s", region.name, error)
+            if region.generation == self._generation and not await self._unregister(client, region.name):
+                break  # the server is gone
         for region in (*self._free, *self._resting):
             self._discard(region)
         self._free, self._resting = [], []
+
+    async def _unregister_abandoned(self, client: Any) -> None:
+        """What processes registered that ended without saying so; long ago, so that nobody reads it any more."""
+        try:
+            status = await client.get_system_shared_memory_status(client_timeout=self._timeout)
+        except InferenceServerException as error:
+            logger.debug("regions of the server: %s", error)
+            return
+        for name in status.regions:
+            if name.startswith(PREFIX) and not (FOLDER / name).exists():
+                await self._unregister(client, name)
+
+    async def _unregister(self, client: Any, name: str) -> bool:
+        try:
+            await client.unregister_system_shared_memory(name, client_timeout=self._timeout)
+        except InferenceServerException as error:
+            logger.debug("region %s: %s", name, error)
+            return False
+        return True
 
     def _take(self, size: int) -> Region | None:
         fitting = [region for region in self._free if region.size >= size]

@@ -13,7 +13,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from tritonclient.grpc import aio
@@ -71,7 +71,7 @@ class TritonServer:
         gone: why the server cannot be asked now; None while it answers.
     """
 
-    def __init__(self, url: str, on_return: Callable[[], None], on_poll: Callable[[], None]) -> None:
+    def __init__(self, url: str, on_return: Callable[[], None], on_poll: Callable[[], Awaitable[None]]) -> None:
         """``on_return`` is called when the server was gone and answers again, ``on_poll`` after every answered poll."""
         self.name = f"Triton at {url}"
         self.local = url.startswith(_LOOPBACK)
@@ -167,7 +167,7 @@ class TritonServer:
                     self.gone = self._reason(error)
                 continue
             polls, missed = polls + 1, 0
-            self._on_poll()
+            await self._on_poll()
             if self.gone is not None:
                 self.gone = None
                 self._on_return()

@@ -74,7 +74,7 @@ async def test_both_ways_of_the_tensors_give_the_same(small_triton: TritonServer
         sent = {"shared_memory": 0, "grpc": 0, **engine.transport.sent_bytes}
         way = "shared_memory" if shared_memory == "auto" else "grpc"
         assert sent == {"shared_memory": 0, "grpc": 0, way: 38 * images[0].nbytes}
-        assert engine.shared_memory == (shared_memory == "auto") == bool(region_files())
+        assert engine.transport.shared_memory == (shared_memory == "auto") == bool(region_files())
     finally:
         await engine.close()
 
@@ -160,7 +160,7 @@ async def test_a_region_that_may_still_be_read_is_not_written(engine: TritonEngi
         assert regions._resting == [resting]
         assert resting not in regions._free
     for _ in range(60):
-        regions.polled()
+        await regions.polled(engine._server.client)
     assert resting in regions._free
 
 
@@ -226,7 +226,7 @@ async def test_a_server_that_stands_still(engine: TritonEngine, small_triton: Tr
         with pytest.raises((DeadlineExceeded, EngineUnavailable)):
             await engine.infer("double", {"x": rows(1)}, timeout=0.5)
         assert time.monotonic() - began < 4
-        while engine.reachable:
+        while engine.unavailable is None:
             assert time.monotonic() - began < 12
             await asyncio.sleep(0.1)
         asked = time.monotonic()
@@ -236,7 +236,7 @@ async def test_a_server_that_stands_still(engine: TritonEngine, small_triton: Tr
     finally:
         os.kill(pid, signal.SIGCONT)
     returned = time.monotonic()
-    while not engine.reachable:
+    while engine.unavailable:
         assert time.monotonic() - returned < 5
         await asyncio.sleep(0.05)
     np.testing.assert_array_equal((await engine.infer("double", {"x": rows(3)}, timeout=60))["y"], 2 * rows(3))
