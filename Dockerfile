@@ -11,6 +11,9 @@ WORKDIR /build
 # Cached wheels lie on another file system than the environment, which must not be linked to them anyway.
 ENV UV_LINK_MODE=copy \
     UV_PYTHON_DOWNLOADS=never
+# Mirrors: docker build --build-arg PIP_INDEX_URL=... --build-arg UV_DEFAULT_INDEX=...
+ARG PIP_INDEX_URL
+ARG UV_DEFAULT_INDEX
 COPY requirements/tools.txt requirements/tools.txt
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m pip install --disable-pip-version-check --root-user-action=ignore --only-binary=:all: \

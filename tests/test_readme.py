@@ -139,6 +139,8 @@ def test_every_command_is_covered() -> None:
             "make serve", "make test", "make bench", "make loadtest", "curl", ". .venv/dev/bin/activate"
         ),
         *commands_starting(".venv/serve/bin/tritonpose", "python -m training", "python -m export"),
+        # Held to the files they name by tests/deploy/test_commands.py: there need be no engine and no cluster.
+        *commands_starting("docker compose", "kubectl apply -k"),
     }
     assert set(readme_commands()) == covered
 
