@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 # A request that found no connection is sent again for this long: a server behind a name may have moved.
-_RETRY_SECONDS = 0.5
+_RETRY_SECONDS = 0.25
 _RETRY_PAUSE = 0.05
 _CALL_SECONDS = 1.5
 
@@ -82,6 +82,12 @@ class TritonEngine(Engine):
     def unavailable(self) -> str | None:  # type: ignore[override]
         """Why the server cannot be asked, by the last poll; None while it answers."""
         return self._server.gone
+
+    @property
+    def refused(self) -> str | None:  # type: ignore[override]
+        """Versions that the server could not load while others of the same models answer."""
+        refused = self._server.catalogue.refused
+        return "; ".join(f"{name}: {why}" for name, why in sorted(refused.items())) or None
 
     async def start(self) -> None:
         """Connect and read what is loaded. Raises EngineUnavailable with the reason and the address."""
@@ -207,10 +213,12 @@ class TritonEngine(Engine):
             return read_outputs(metadata, inputs, result)
 
     async def _send(self, model: str, tensors: Sequence[Any], deadline: float | None) -> Any:
-        """One call. Only what found no connection is sent again, and no longer than half a second."""
+        """One call. Only what found no connection is sent again, for a quarter of a second or until that is no news."""
         clock, sent = asyncio.get_running_loop().time, time.monotonic()
         patience = clock() + _RETRY_SECONDS
         while True:
+            if self._cut:
+                raise EngineUnavailable("the engine is closed")
             left = None if deadline is None else deadline - clock()
             if left is not None and left <= 0:
                 raise DeadlineExceeded(f"model {model!r} did not answer in time")
@@ -230,7 +238,8 @@ class TritonEngine(Engine):
                     await self._server.read_since(sent)  # the pipeline asks next whether the model is another one now
                 elif isinstance(failure, EngineUnavailable):
                     self._server.look()
-                if not never_sent(error) or again > min(patience, patience if deadline is None else deadline):
+                last = patience if deadline is None else min(patience, deadline)
+                if not never_sent(error) or again > last or self._server.gone is not None:
                     raise failure from error
             self.transport.retries += 1
             await asyncio.sleep(_RETRY_PAUSE)
@@ -254,9 +263,9 @@ class TritonEngine(Engine):
         return await self._regions.borrow(self._server.client, Region.needed(large)) if large else None
 
     def _requested(self, metadata: ModelMetadata, inputs: Tensors, region: Region | None) -> list[Any]:
-        way = "grpc" if region is None else "shared_memory"
+        shared = large_inputs(inputs) if region is not None else {}
         for name, array in inputs.items():
-            self.transport.sent_bytes[way if name in large_inputs(inputs) else "grpc"] += array.nbytes
+            self.transport.sent_bytes["shared_memory" if name in shared else "grpc"] += array.nbytes
         return write_inputs(metadata, inputs, region)
 
     async def _server_polled(self) -> None:

@@ -19,11 +19,13 @@ class Catalogue:
     Attributes:
         models: those with a version that answers. An entry stays the same object while nothing about it changes.
         troubles: by name, why a model has no such version; models that were unloaded on purpose are left out.
+        refused: by name and version, why a version could not be loaded while another one answers.
         index: the server's own list, to see that nothing changed.
     """
 
     models: Mapping[str, ModelMetadata] = field(default_factory=dict)
     troubles: Mapping[str, str] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
     index: Any = None
 
 
@@ -49,11 +51,14 @@ async def read_catalogue(client: Any, timeout: float, server: str, known: Catalo
         return known
     versions: dict[str, list[int]] = {}
     troubles: dict[str, str] = {}
+    refused: dict[str, str] = {}
     for entry in index.models:
         if entry.state == "READY":
             versions.setdefault(entry.name, []).append(int(entry.version))
         elif entry.state and entry.reason != "unloaded":
             troubles[entry.name] = entry.reason or entry.state.lower()
+            if entry.state == "UNAVAILABLE" and entry.reason:
+                refused[f"{entry.name} version {entry.version}"] = entry.reason
     answers = await asyncio.gather(
         *(client.get_model_config(name, client_timeout=timeout) for name in versions), return_exceptions=True
     )
@@ -64,7 +69,12 @@ async def read_catalogue(client: Any, timeout: float, server: str, known: Catalo
         models[name] = _metadata(name, tuple(sorted(numbers)), answer.config, server)
     same = {name: known.models[name] for name, one in models.items() if known.models.get(name) == one}
     models |= same
-    return Catalogue(models, {name: why for name, why in troubles.items() if name not in models}, index)
+    return Catalogue(
+        models=models,
+        troubles={name: why for name, why in troubles.items() if name not in models},
+        refused={name: why for name, why in refused.items() if name.partition(" ")[0] in models},
+        index=index,
+    )
 
 
 def _metadata(name: str, versions: tuple[int, ...], config: Any, server: str) -> ModelMetadata:

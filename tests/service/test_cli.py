@@ -96,6 +96,15 @@ def test_dry_run_tries_every_pose_model(repository: Path, tmp_path: Path) -> Non
         assert name in stderr.replace("\n", "")
 
 
+@pytest.mark.parametrize("command", [["models"], ["serve", "--dry-run"], ["predict", "docs/images/people.jpg"]])
+def test_a_triton_server_that_is_not_there_is_told_with_its_address(command: list[str]) -> None:
+    triton = ["--engine", "triton", "--triton-url", "127.0.0.1:1", "--repository", "/nowhere"]
+    _, stderr = run(*command, *triton, code=1)
+    assert "Triton at 127.0.0.1:1 cannot be reached" in stderr.replace("\n", " ")
+    _, stderr = run(*command, "--triton-url", "http://127.0.0.1:1", code=2)
+    assert "setting triton_url" in stderr
+
+
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITONPOSE_MAX_IMAGES", "7")
     monkeypatch.setenv("TRITONPOSE_API_KEYS", "secret-one,secret-two")

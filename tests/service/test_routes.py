@@ -9,6 +9,7 @@ import json
 import struct
 import time
 import zlib
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -359,6 +360,44 @@ async def test_a_full_queue_is_429_and_a_slow_answer_504() -> None:
         check_people(parsed(await client.post("/v1/pose", files={"image": PHOTO})))
         admission = app.state.service.admission
         assert (admission.admitted, admission.running) == (0, 0)
+
+
+async def test_engine_calls_get_what_is_left_of_the_deadline() -> None:
+    """A network that nobody waits for any more would take the place of one that somebody waits for."""
+    engine = card_engine()
+    app = create_app(Settings(cpu_threads=1, deadline_seconds=9), engine)
+    async with app.router.lifespan_context(app), connect(app) as client:
+        await asyncio.wait_for(app.state.service.readiness.wait(), 20)
+        engine.calls.clear()
+        engine.delay = 0.05
+        check_people(parsed(await client.post("/v1/pose", files={"image": PHOTO})))
+    detector, pose = [call.timeout for call in engine.calls]
+    assert detector is not None
+    assert pose is not None
+    assert 8 < detector <= 9
+    assert 7 < pose <= detector - 0.05
+
+
+async def test_a_body_that_nobody_could_answer_need_not_travel(
+    app: FastAPI, client: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    engine.unavailable = "Triton at localhost:8001 does not answer"
+    travelled = []
+
+    async def body() -> AsyncIterator[bytes]:
+        travelled.append(True)
+        yield PHOTO
+
+    answer = await client.post("/v1/pose", content=body(), headers={"Content-Type": "image/jpeg"})
+    assert "localhost:8001" in problem(answer, 503, "engine-unavailable")["detail"]
+    assert not travelled
+    problem(await client.get("/v1/health/ready"), 503, "engine-unavailable")
+    metrics = (await client.get("/metrics")).text
+    assert "tritonpose_ready 0.0" in metrics
+    assert "tritonpose_engine_up 0.0" in metrics
+    engine.unavailable = None
+    check_people(parsed(await client.post("/v1/pose", files={"image": PHOTO})))
+    assert "tritonpose_ready 1.0" in (await client.get("/metrics")).text
 
 
 async def test_keys_guard_the_models_and_leave_health_open() -> None:

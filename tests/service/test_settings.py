@@ -33,9 +33,27 @@ def test_keys_are_a_list_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("PORT", "http"), ("PORT", "70000"), ("MAX_IMAGES", "0"), ("DEADLINE_SECONDS", "-1"), ("LOG_LEVEL", "loud")],
+    [
+        ("PORT", "http"),
+        ("PORT", "70000"),
+        ("MAX_IMAGES", "0"),
+        ("DEADLINE_SECONDS", "-1"),
+        ("LOG_LEVEL", "loud"),
+        ("ENGINE", "tensorrt"),
+        ("TRITON_URL", "http://triton:8001"),
+        ("TRITON_URL", "triton"),
+        ("TRITON_URL", "triton:0"),
+        ("TRITON_URL", "::1:8001"),
+        ("TRITON_CONCURRENCY", "0"),
+        ("TRITON_SHARED_MEMORY", "yes"),
+    ],
 )
 def test_mistakes_are_told(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(f"TRITONPOSE_{name}", value)
     with pytest.raises(ValidationError, match=name.lower()):
         Settings()
+
+
+@pytest.mark.parametrize("url", ["localhost:8001", "triton-0.triton:9001", "10.0.0.7:8001", "[::1]:8001"])
+def test_addresses_of_triton(url: str) -> None:
+    assert Settings(triton_url=url).triton_url == url

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -260,6 +261,29 @@ async def test_a_new_version_is_seen_while_requests_go_on(
     assert (await engine.infer("double", {"x": rows(1)}))["y"].tolist() == (3 * rows(1)).tolist()
     assert set(factors) <= {2.0, 3.0}
     assert factors == sorted(factors)
+
+
+async def test_a_broken_version_is_told_while_the_old_one_answers(
+    engine: TritonEngine, small_triton: TritonServer, repository: Repository
+) -> None:
+    assert engine.refused is None
+    repository.affine("flat", 3, max_batch_size=0)
+    (repository.root / "flat" / "1" / "model.onnx").write_bytes(b"no graph")
+    (repository.root / "flat" / "1").rename(small_triton.repository / "flat" / "2")
+    end = time.monotonic() + 60
+    while engine.refused is None:
+        assert time.monotonic() < end
+        outputs = await engine.infer("flat", {"x": np.ones(3, np.float32)}, timeout=30)
+        assert outputs["y"].tolist() == [2, 2, 2]
+        await asyncio.sleep(0.05)
+    assert "flat version 2: " in engine.refused
+    assert "INVALID_PROTOBUF" in engine.refused
+    assert (await engine.metadata("flat")).versions == (1,)
+    assert await engine.ready()
+    shutil.rmtree(small_triton.repository / "flat" / "2")
+    while engine.refused is not None:
+        assert time.monotonic() < end
+        await asyncio.sleep(0.1)
 
 
 async def test_close_finishes_what_runs(small_triton: TritonServer) -> None:

@@ -181,7 +181,7 @@ async def test_errors_are_told_for_what_they_are_and_computed_once(
 async def test_what_was_never_sent_is_sent_again(engine: TritonEngine, server: Server) -> None:
     await server.stop()
     call = asyncio.ensure_future(engine.infer("m", crops(1), timeout=20))
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(0.02)
     await server.start()
     await call
     assert len(server.calls) == 1
