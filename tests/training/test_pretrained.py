@@ -17,7 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
+from torchvision.models import get_model
 from typer.testing import CliRunner
 
 from export.checkpoints import PoseSource, read_checkpoints
@@ -328,6 +330,57 @@ def test_without_internet_the_file_and_the_option_are_named(tmp_path: Path, monk
         assert result.exit_code == 1
         assert file in result.output and "--file /path/to/" in result.output and "licence:" in result.output
         assert not (tmp_path / name / "model.pt").exists()
+
+
+def test_a_download_of_something_else_is_refused(tmp_path: Path) -> None:
+    layout = LAYOUTS[1]
+    file = save(layout, layout.make(), tmp_path)
+    result = CliRunner().invoke(app, ["fetch-pretrained", "hrnet_w32", "--output", str(tmp_path), "--file", str(file)])
+    assert result.exit_code == 1 and "begins with" in result.output and "c78dce93" in result.output
+    assert not (tmp_path / "hrnet_w32" / "model.pt").exists()
+
+
+def test_a_detector_keeps_its_categories_and_scores(tmp_path: Path) -> None:
+    name = "fasterrcnn_mobilenet_v3_large_320_fpn"
+    torch.manual_seed(0)
+    theirs = get_model(name, weights=None, weights_backbone=None, num_classes=91)
+    file = tmp_path / f"{name}-907ea3f9.pth"
+    torch.save(theirs.state_dict(), file)
+    result = CliRunner().invoke(app, ["fetch-pretrained", name, "--output", str(tmp_path), "--file", str(file)])
+    assert result.exit_code == 0, result.output
+    _, source = read_checkpoints([tmp_path / name / "model.pt"])
+    assert source is not None and source.data == () and source.recipe.network.every_category
+    own = source.network.state_dict()
+    # Batch normalisation is frozen, so it has lost its counters.
+    wanted = {k: v for k, v in theirs.state_dict().items() if not k.endswith("num_batches_tracked")}
+    assert all(torch.equal(own[f"model.{k}"], v) for k, v in wanted.items())
+    assert own.keys() - {f"model.{k}" for k in theirs.state_dict()} == set()
+    torch.save(get_model("fasterrcnn_resnet50_fpn", weights=None, weights_backbone=None).state_dict(), file)
+    result = CliRunner().invoke(app, ["fetch-pretrained", name, "--output", str(tmp_path / "b"), "--file", str(file)])
+    assert result.exit_code == 1 and "not weights of this network" in result.output
+    assert not (tmp_path / "b" / name / "model.pt").exists()
+
+
+@pytest.mark.slow
+def test_training_starts_from_an_import(people16: Sixteen, tmp_path: Path) -> None:
+    layout = LAYOUTS[0]
+    checkpoint = import_pose("hrnet", save(layout, randomised(layout), tmp_path), tmp_path / "model.pt")
+    recipe = json.loads(checkpoint.with_suffix(".json").read_text())["recipe"] | {
+        "data": [{"annotations": str(people16.annotations), "images": str(people16.images)}],
+        "width": WIDTH, "height": HEIGHT, "min_joints": 1, "holdout": 0, "batch": 4, "precision": "32-true",
+    }  # fmt: skip
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    arguments = ["pose", "--recipe", str(path), "--output", str(tmp_path / "run"), "--init", str(checkpoint)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1 and "steps: 0 trains nothing" in result.output
+    result = CliRunner().invoke(app, [*arguments, "--set", "steps=2"])
+    assert result.exit_code == 0, result.output
+    count = len(layout.make().state_dict())
+    assert f"initialised {count} of {count} tensors" in " ".join(result.output.split())
+    # What came out is ours: drawn and decoded by our own convention.
+    source, _ = read_checkpoints([tmp_path / "run" / "model.pt"])
+    assert source is not None and source.convention == "pixel_centre"
 
 
 def test_the_catalogue_is_listed_and_known_to_the_importers(tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ class Published:
         name: on the command line.
         layout: how the tensors are named, see :mod:`training.pretrained.checkpoint`; ``detector`` for torchvision's.
         source: address, id on a hub, or torchvision's name.
-        megabytes: about, of the download.
-        figure: published accuracy.
+        megabytes: about, of the download; None where only the hub says.
+        figure: published accuracy; empty where none was found.
         licence: what the publisher says.
         size: width, height of the crops.
         data: what they were trained on.
@@ -33,7 +33,7 @@ class Published:
     name: str
     layout: str
     source: str
-    megabytes: int
+    megabytes: int | None
     figure: str
     licence: str
     size: tuple[int, int] = (192, 256)
@@ -55,11 +55,10 @@ def _torchvision(name: str, megabytes: int, ap: float) -> Published:
     return Published(name, "detector", name, megabytes, f"box AP {ap}, 80 classes", _TORCHVISION_TERMS)
 
 
-def _vitpose(variant: str, megabytes: int, ap: float, data: str = COCO) -> Published:
+def _vitpose(variant: str, megabytes: int | None, ap: float | None, data: str = COCO) -> Published:
     identity = f"usyd-community/vitpose-{variant}"
-    return Published(
-        f"vitpose_{variant}", "vitpose", identity, megabytes, f"keypoint AP {ap}", _VITPOSE_TERMS, data=data
-    )
+    figure = "" if ap is None else f"keypoint AP {ap}"
+    return Published(f"vitpose_{variant}", "vitpose", identity, megabytes, figure, _VITPOSE_TERMS, data=data)
 
 
 _PLUS = (
@@ -88,10 +87,10 @@ PUBLISHED: tuple[Published, ...] = (
     _mmpose("rsn_50", "rsn", "rsn/rsn50_coco_256x192-72ffe709_20201127", 77, 72.2),
     _mmpose("rsn_50_2", "rsn", "rsn/2xrsn50_coco_256x192-50648f0e_20201127", 162, 74.6),
     _mmpose("rsn_50_3", "rsn", "rsn/3xrsn50_coco_256x192-58f57a68_20201127", 247, 74.9),
-    _vitpose("base-simple", 344, 75.8),
+    _vitpose("base-simple", 344, None),
     _vitpose("base", 360, 75.8),
-    _vitpose("plus-small", 130, 75.8, _PLUS),
-    _vitpose("plus-base", 500, 77.0, _PLUS),
-    _vitpose("plus-large", 1700, 78.6, _PLUS),
-    _vitpose("plus-huge", 3600, 79.4, _PLUS),
+    _vitpose("plus-small", None, 75.8, _PLUS),
+    _vitpose("plus-base", None, 77.0, _PLUS),
+    _vitpose("plus-large", None, 78.6, _PLUS),
+    _vitpose("plus-huge", None, 79.4, _PLUS),
 )

@@ -39,7 +39,10 @@ def fetch_pretrained(
         from training.pretrained.fetch import fetch, find
 
         entry = find(name)
-        console.print(f"{entry.name}: {entry.source}, about {entry.megabytes} MB; {entry.figure} as published")
+        console.print(
+            f"{entry.name}: {entry.source}, {_size(entry.megabytes)}; published: {entry.figure or 'no figure'}",
+            soft_wrap=True,
+        )
         console.print(f"licence: {entry.licence}\ndata: {entry.data}")
         path = fetch(name, output / name, file)
         console.print(f"wrote {path}; next: python -m export {path} --repository model_repository", soft_wrap=True)
@@ -78,8 +81,12 @@ def _list() -> None:
 
     from training.pretrained.catalogue import PUBLISHED
 
-    table = Table("name", "network", "crop", "about", "as published", "licence", box=SIMPLE)
+    table = Table("name", "network", "crop", "size", "as published", "licence", box=SIMPLE)
     for entry in PUBLISHED:
         crop = "" if entry.layout == "detector" else "x".join(map(str, entry.size))
-        table.add_row(entry.name, entry.layout, crop, f"{entry.megabytes} MB", entry.figure, entry.licence)
+        table.add_row(entry.name, entry.layout, crop, _size(entry.megabytes), entry.figure, entry.licence)
     Console().print(table)
+
+
+def _size(megabytes: int | None) -> str:
+    return "size as its hub says" if megabytes is None else f"about {megabytes} MB"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from pathlib import Path
@@ -48,13 +49,14 @@ def fetch(name: str, folder: Path, file: Path | None = None) -> Path:
     source: str | Path = file or entry.source
     if entry.source.startswith("https://"):
         source = file or download(entry, folder)
+        verify(entry, Path(source))
     origin = Origin(entry.name, entry.source, entry.licence, entry.data, entry.figure)
     size = None if entry.layout == "vitpose" else entry.size
     return import_pose(entry.layout, source, target, size=size, origin=origin)
 
 
 def download(entry: Published, folder: Path) -> Path:
-    """The file, held to the digits of its SHA-256 that its name has; one that is there already is not fetched again."""
+    """The file; one that is there already is not fetched again."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / entry.source.rsplit("/", 1)[-1]
     if path.is_file():
@@ -67,6 +69,19 @@ def download(entry: Published, folder: Path) -> Path:
             f"and name it: --file /path/to/{path.name}"
         ) from error
     return path
+
+
+def verify(entry: Published, path: Path) -> None:
+    """Hold a file to the digits of the SHA-256 that were published. Raises PretrainedError when it is another."""
+    try:
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise PretrainedError(f"{path}: {error.strerror or error}") from error
+    if entry.hash_prefix and not found.startswith(entry.hash_prefix):
+        raise PretrainedError(
+            f"{path}: not the file that was published as {entry.name}: its SHA-256 begins with {found[:8]}, "
+            f"not with {entry.hash_prefix}; weights of your own go through import-pose"
+        )
 
 
 def import_detector(entry: Published, output: Path, file: Path | None) -> Path:
