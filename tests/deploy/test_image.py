@@ -30,6 +30,8 @@ pytestmark = pytest.mark.slow
 
 STAGES = read_stages()
 MB = 1_000_000
+# The image's user has no home.
+NOBODY = {"HOME": "/nonexistent"}
 # Shared libraries that every Debian has, slim ones too: glibc, GCC's and zlib, which dpkg is linked to; the loader.
 EVERYWHERE = r"(linux-vdso|ld-linux-x86-64|lib(c|m|dl|rt|pthread|util|resolv|stdc\+\+|gcc_s|z))\.so(\.\d+)*"
 
@@ -129,7 +131,7 @@ def container(image: Image) -> Iterator[tuple[subprocess.Popen[bytes], dict[str,
     gateway = STAGES["gateway"]
     port = str(free_port())
     changed = {"TRITONPOSE_PORT": port, "TRITONPOSE_HOST": "127.0.0.1", "TRITONPOSE_DRAIN_SECONDS": "2"}
-    environment = image.environment("gateway") | changed
+    environment = image.environment("gateway") | NOBODY | changed
     command = gateway.command("ENTRYPOINT") + gateway.command("CMD")
     program = shutil.which(command[0], path=environment["PATH"])
     assert program and Path(program).is_relative_to(image.root)
@@ -228,7 +230,7 @@ def test_the_load_test_has_its_locust(image: Image, tmp_path: Path) -> None:
     image.build(build)
     stage = STAGES["loadtest"]
     image.build(stage)
-    environment = image.environment("loadtest") | {"LOADTEST_PICTURES": "1"}
+    environment = image.environment("loadtest") | NOBODY | {"LOADTEST_PICTURES": "1"}
     words = stage.command("ENTRYPOINT")
     program = shutil.which(words[0], path=environment["PATH"])
     assert program and Path(program).is_relative_to(image.root)

@@ -70,13 +70,19 @@ def scraped(text: str) -> dict[str, set[str]]:
 
 
 @pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """What the real service shows after a request."""
+def gateway(tmp_path_factory: pytest.TempPathFactory, triton_server: TritonServer) -> str:
+    """What the real service shows after a request, with the one engine and with the other."""
     repository = write_repository(tmp_path_factory.mktemp("models"))
-    with ServiceProcess({"TRITONPOSE_REPOSITORY": str(repository)}) as service:
-        picture = encode(render_scene(5, people=2).image, ".jpg")
-        assert httpx.post(f"{service.url}/v1/pose", files={"image": picture}, timeout=60).status_code == 200
-        yield httpx.get(f"{service.url}/metrics").text
+    picture = encode(render_scene(5, people=2).image, ".jpg")
+    shown = ""
+    for settings in (
+        {"TRITONPOSE_REPOSITORY": str(repository)},
+        {"TRITONPOSE_ENGINE": "triton", "TRITONPOSE_TRITON_URL": triton_server.grpc_url},
+    ):
+        with ServiceProcess(settings) as service:
+            assert httpx.post(f"{service.url}/v1/pose", files={"image": picture}, timeout=60).status_code == 200
+            shown += httpx.get(f"{service.url}/metrics").text
+    return shown
 
 
 @pytest.mark.parametrize("expression", [*(rule["expr"] for rule in RULES), *dashboard_queries()])
