@@ -22,8 +22,11 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
+from deploy.triton.installation import Installation
+from loadtest.agreement import disagreement
 from service.scenes import render_scene, write_coco
 from tests.conftest import ROOT, copy_checkout
 
@@ -59,16 +62,16 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def running_service(folder: Path) -> Iterator[tuple[str, float]]:
+def running_service(folder: Path, verb: str = "make serve") -> Iterator[tuple[str, float]]:
     """``make serve`` in ``folder``; yields host:port and the seconds it took until it was ready."""
     address = f"127.0.0.1:{free_port()}"
     start = time.monotonic()
-    command = ["make", "serve", f"PORT={address.split(':')[1]}"]
+    command = [*verb.split(), f"PORT={address.split(':')[1]}"]
     process = subprocess.Popen(command, cwd=folder, start_new_session=True)
     try:
         while not is_ready(address):
-            assert process.poll() is None, f"make serve ended with {process.returncode}"
-            assert time.monotonic() - start < 900, "make serve is not ready after 15 minutes"
+            assert process.poll() is None, f"{verb} ended with {process.returncode}"
+            assert time.monotonic() - start < 900, f"{verb} is not ready after 15 minutes"
             time.sleep(0.05)
         yield address, time.monotonic() - start
         os.killpg(process.pid, signal.SIGTERM)
@@ -136,7 +139,7 @@ def agrees(shown: object, answered: object) -> bool:
 def test_every_command_is_covered() -> None:
     covered = {
         *commands_starting(
-            "make serve", "make test", "make bench", "make loadtest", "curl", ". .venv/dev/bin/activate"
+            "make serve", "make triton", "make test", "make bench", "make loadtest", "curl", ". .venv/dev/bin/activate"
         ),
         *commands_starting(".venv/serve/bin/tritonpose", "python -m training", "python -m export"),
         # Held to the files they name by tests/deploy/test_commands.py: there need be no engine and no cluster.
@@ -179,6 +182,18 @@ def test_second_start_is_quick(service: str, fresh_copy: Path) -> None:
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert spent < 5, f"{spent:.1f} s of CPU time, {taken:.1f} s by the clock"
     assert taken < 60
+
+
+@pytest.mark.parametrize("command", commands_starting("make triton"))
+def test_triton(command: str, service: str, fresh_copy: Path, triton_installation: Installation) -> None:
+    """The same people as ``make serve`` finds, to 0.5 px and 0.01 of score; skips where no tritonserver runs."""
+    picture = {"image": (fresh_copy / "docs" / "images" / "people.jpg").read_bytes()}
+    expected = httpx.post(f"http://{service}/v1/pose", files=picture, timeout=60).json()
+    with running_service(fresh_copy, command) as (address, _):
+        answer = httpx.post(f"http://{address}/v1/pose", files=picture, timeout=60).json()
+    assert (expected["info"]["engine"], answer["info"]["engine"]) == ("embedded", "triton")
+    assert len(expected["annotations"]) >= 2
+    assert disagreement(expected, answer) is None
 
 
 @pytest.mark.parametrize("command", commands_starting("curl"))

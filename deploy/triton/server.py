@@ -7,6 +7,7 @@ import ctypes
 import http.client
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -107,6 +108,11 @@ class TritonServer:
         self._backends = self._folder / "backends"
         self._installation.copy_backends(self._backends)
         self.log = log or self._folder / "triton.log"
+        self._models = self.repository
+        if shlex.quote(str(self.repository)) != str(self.repository):
+            # Triton starts its back ends' processes through a shell and quotes nothing: "my models" are two words.
+            self._models = self._folder / "model_repository"
+            self._models.symlink_to(self.repository, target_is_directory=True)
         self._process: subprocess.Popen[bytes] | None = None
         self._started = 0.0
         self._prefix = f"tritonpose_{uuid.uuid4().hex[:12]}_"
@@ -251,7 +257,7 @@ class TritonServer:
 
     def _command(self) -> list[str]:
         options = {
-            "model-repository": self.repository,
+            "model-repository": self._models,
             "backend-directory": self._backends,
             "http-address": _HOST,
             "http-port": self.ports.http,
