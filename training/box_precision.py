@@ -17,7 +17,7 @@ from pycocotools.cocoeval import COCOeval
 from torchvision.ops import nms
 
 from service.letterbox import letterbox
-from training.datasets.detection import Boxes, Picture
+from training.datasets.pictures import Boxes, Picture
 from training.networks.detector_base import Detector
 
 Found = tuple[Boxes, Boxes]

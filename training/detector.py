@@ -15,20 +15,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from training.box_precision import box_precision, detect_people
-from training.datasets.detection import (
-    DetectionAugmentation,
-    DetectionDataset,
-    Picture,
-    PictureFile,
-    collate,
-    held_out,
-    load_picture,
-)
+from training.datasets.detection import DetectionAugmentation, DetectionDataset, collate
 from training.datasets.objects import BoxSet, read_boxes
+from training.datasets.pictures import Picture, PictureFile, held_out, load_picture
 from training.networks.detection_loss import DetectorLoss, Target, detector_loss
 from training.networks.detector_base import Detector
 from training.networks.detectors import AnyDetector
 from training.networks.faster_rcnn import DetectorNetwork, FasterRcnn
+from training.networks.one_stage import OneStage
 from training.networks.torchvision_detectors import TorchvisionDetector
 from training.recipe import DataSource, RecipeError, Strict, read_recipe
 from training.run import Ema, Run, seed_everything
@@ -55,7 +49,7 @@ class DetectorRecipe(Strict):
     train: tuple[DetectionSource, ...] = Field((), description="sets to train on; none only with imported weights")
     held_out: float = Field(0.06, ge=0, lt=1, description="share of the first set kept for measuring while training")
     network: AnyDetector = DetectorNetwork()
-    loss: DetectorLoss = Field(DetectorLoss(), description="of our own network; torchvision's have theirs in network")
+    loss: DetectorLoss = Field(DetectorLoss(), description="of faster_rcnn; the others have theirs in network")
     augmentation: DetectionAugmentation = DetectionAugmentation()
     batch_size: int = Field(16, ge=1)
     steps: int = Field(ge=0, description="0: weights that were imported, not trained here")
@@ -107,7 +101,14 @@ def train_detector(recipe_path: Path, output: Path, overrides: Sequence[str] = (
         ema.state = {name: value.to(device) for name, value in state["ema"].items()}
         start = int(state["step"])
     train, measure = load_sets(recipe)
-    dataset = DetectionDataset(train, recipe.augmentation, recipe.seed, recipe.steps * recipe.batch_size)
+    dataset = DetectionDataset(
+        train,
+        recipe.augmentation,
+        recipe.seed,
+        recipe.steps * recipe.batch_size,
+        batch=recipe.batch_size,
+        donors=[file for _, files in train for file in files if file.outlined],
+    )
     loader: Iterable[tuple[Tensor, list[Target]]] = DataLoader(
         dataset,
         batch_size=recipe.batch_size,
@@ -166,8 +167,8 @@ def make_optimizer(network: nn.Module, recipe: DetectorRecipe) -> torch.optim.Ad
 def detection_loss(
     network: Detector, images: Tensor, targets: list[Target], recipe: DetectorRecipe
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Total loss of a batch, and its parts: our rules for our network, torchvision's for its own."""
-    if isinstance(network, TorchvisionDetector):
+    """Total loss of a batch, and its parts: Faster R-CNN's rules stand in the recipe, the others' in their configs."""
+    if isinstance(network, (OneStage, TorchvisionDetector)):
         return network.losses(images, targets)
     assert isinstance(network, FasterRcnn)
     return detector_loss(network, images, targets, recipe.loss)

@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from training.networks.base import PoseNet
-
 
 class InitialisationError(ValueError):
     """Weights that cannot be started from; names file and reason."""
@@ -35,7 +33,7 @@ def gaussian_(network: nn.Module, deviation: float) -> None:
 
 
 def load_matching(network: nn.Module, path: Path) -> tuple[int, int]:
-    """Start from a pose checkpoint (``model.pt`` or ``last.pt``): tensors are matched by name and shape.
+    """Start from a checkpoint (``model.pt`` or ``last.pt``): tensors are matched by name and shape.
 
     Returns:
         how many tensors fitted, and how many the network has.
@@ -55,7 +53,7 @@ def load_matching(network: nn.Module, path: Path) -> tuple[int, int]:
     return len(fitting), len(own)
 
 
-def load_backbones(network: PoseNet, path: Path) -> tuple[int, int]:
+def load_backbones(network: nn.Module, path: Path) -> tuple[int, int]:
     """Give every backbone of the network the same ImageNet weights, as MSPN does for each of its stages.
 
     A network lists them as ``backbones``: modules whose parameters have torchvision's names (``conv1``, ``bn1``,

@@ -25,14 +25,17 @@ from training.networks.detectors import DETECTORS
 from training.schedule import cosine_rate
 
 SIDE = 128
-OWN: dict[str, Any] = {"width": 8, "pyramid_channels": 16, "head_channels": 32, "proposals": 24}
+OWN: dict[str, dict[str, Any]] = {
+    "faster_rcnn": {"width": 8, "pyramid_channels": 16, "head_channels": 32, "proposals": 24},
+    "one_stage": {"width": 8, "channels": 16, "proposals": 24},
+}
 THEIRS: dict[str, Any] = {
     "proposals_before_nms": 60, "refined": 40, "proposals": 24, "training_proposals": 60, "head_samples": 16,
     "anchor_positive": 0.5,
 }  # fmt: skip
-CASES = [
-    pytest.param(name, {}, marks=() if name == "faster_rcnn" else pytest.mark.slow) for name in sorted(DETECTORS)
-] + [pytest.param("fasterrcnn_mobilenet_v3_large_fpn", {"classes": "coco80"}, marks=pytest.mark.slow)]
+CASES = [pytest.param(name, {}, marks=() if name in OWN else pytest.mark.slow) for name in sorted(DETECTORS)] + [
+    pytest.param("fasterrcnn_mobilenet_v3_large_fpn", {"classes": "coco80"}, marks=pytest.mark.slow)
+]
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +46,12 @@ def four_scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe(folder: Path, name: str, changes: dict[str, Any]) -> dict[str, Any]:
-    own = name == "faster_rcnn"
-    rate = 0.002 if own else 0.001 if "mobilenet" in name else 0.0005
+    rate = 0.002 if name in OWN else 0.001 if "mobilenet" in name else 0.0005
     return {
         "train": [{"annotations": str(folder / "annotations.json"), "images": str(folder / "images")}],
         "held_out": 0.0,
-        "network": {"name": name, "input_size": SIDE, **(OWN if own else THEIRS), **changes},
-        **({"loss": {"proposals": 24, "head_samples": 16}} if own else {}),
+        "network": {"name": name, "input_size": SIDE, **OWN.get(name, THEIRS), **changes},
+        **({"loss": {"proposals": 24, "head_samples": 16}} if name == "faster_rcnn" else {}),
         "augmentation": {"size": SIDE, "mosaic": 0, "colour": 0, "flip": 0, "scale": [0.999, 1.001], "cache_side": 160},
         "batch_size": 4, "steps": 3, "warmup_steps": 2, "learning_rate": rate, "precision": "fp32",
         "device": "cpu", "box_threshold": 0.07,
@@ -67,7 +69,7 @@ def test_loss_falls_when_four_pictures_are_learnt_by_heart(
     samples = DetectionDataset(load_sets(checked)[0], checked.augmentation, 0, 4)
     images, targets = collate([samples[index] for index in range(4)])
     assert sum(len(target.people) for target in targets) >= 4
-    count = 60 if name == "faster_rcnn" else 20
+    count = 60 if name in OWN else 20
     rates = [cosine_rate(step, peak=checked.learning_rate, warmup=6, steps=count) for step in range(count)]
     losses = [
         train_step(network, optimizer, images, targets, rate, checked, torch.device("cpu"))["loss"] for rate in rates

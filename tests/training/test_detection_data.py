@@ -12,7 +12,8 @@ import torch
 
 from service.skeletons import make_skeleton
 from training.datasets.coco import CocoSet, ImageRecord
-from training.datasets.detection import DetectionAugmentation, DetectionDataset, Picture, collate, held_out
+from training.datasets.detection import DetectionAugmentation, DetectionDataset, collate
+from training.datasets.pictures import Picture, held_out
 
 SIZE = 128
 PLAIN = DetectionAugmentation(size=SIZE, colour=0.0, mosaic=0.0, scale=(0.5, 2.0))

@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from training.box_precision import box_precision
-from training.datasets.detection import Picture
+from training.datasets.pictures import Picture
 from training.detector import DetectorRecipe, load_sets, train_detector
 from training.networks.faster_rcnn import FasterRcnn
 from training.recipe import RecipeError, read_recipe

@@ -24,7 +24,9 @@ from training.recipe import DataSource, RecipeError
 SIDE = 128
 MOBILE = "fasterrcnn_mobilenet_v3_large_fpn"
 SLOW = [
-    pytest.param(name, marks=() if name == MOBILE else pytest.mark.slow) for name in DETECTORS if name != "faster_rcnn"
+    pytest.param(name, marks=() if name == MOBILE else pytest.mark.slow)
+    for name in DETECTORS
+    if name.startswith("fasterrcnn_")
 ]
 ALL_REFINED = {"proposals_before_nms": 150, "refined": 80, "proposals": 80}
 
@@ -332,8 +334,9 @@ def test_files_that_are_not_cocos_are_told(tmp_path: Path, changes: dict[str, ob
 
 
 def test_categories_stay_with_their_boxes_through_augmentation(tmp_path: Path) -> None:
-    from training.datasets.detection import DetectionAugmentation, DetectionDataset, Picture
+    from training.datasets.detection import DetectionAugmentation, DetectionDataset
     from training.datasets.objects import BoxSet
+    from training.datasets.pictures import Picture
 
     image = np.zeros((100, 100, 3), np.uint8)
     boxes = np.array([[10, 10, 30, 40], [60, 50, 90, 95]], np.float32)

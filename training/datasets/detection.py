@@ -1,4 +1,4 @@
-"""Training pictures for the person detector: crops at many scales and mosaics, with boxes and ignore regions.
+"""Training samples for the person detector: crops at many scales, mosaics, pasted people; boxes and ignore regions.
 
 A picture is decoded when it is first drawn and then stays in memory, unless a recipe says otherwise. Sample ``index``
 of seed ``seed`` is always the same, whatever was drawn before it and however many workers draw: that makes runs
@@ -7,9 +7,8 @@ repeatable and a resumed run the same as an uninterrupted one.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from typing import Annotated
 
 import cv2
 import numpy as np
@@ -20,116 +19,41 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from service.letterbox import GREY
-from training.datasets.coco import CocoSet, ImageRecord, read_rgb
-from training.datasets.objects import PERSON, BoxRecord, BoxSet, people_boxes
+from training.datasets.coco import CocoSet
+from training.datasets.copy_paste import draw_cutout, mask_box, paste_person, seen_boxes
+from training.datasets.objects import PERSON, BoxSet
+from training.datasets.pictures import Boxes, Image, Picture
 from training.networks.detection_loss import Target
 from training.recipe import Strict
 
-Boxes = npt.NDArray[np.float32]
-Image = npt.NDArray[np.uint8]
+Labels = npt.NDArray[np.int64]
 
 
 class DetectionAugmentation(Strict):
     """How samples are cut. Scales are relative to the picture as the service would letterbox it."""
 
     size: int = Field(320, ge=64, multiple_of=64, description="side of the square training sample")
+    sizes: tuple[Annotated[int, Field(ge=64, multiple_of=32)], ...] = Field(
+        (), description="sides of which each batch takes one, what it shows scaled alike; none: size alone"
+    )
     scale: tuple[float, float] = Field((0.6, 1.7), description="range of the log-uniform scale of single pictures")
     mosaic: float = Field(0.5, ge=0, le=1, description="share of samples made of four pictures")
     mosaic_scale: tuple[float, float] = Field((0.5, 1.3), description="the same for pictures in a mosaic")
     person_height: tuple[float, float] = Field(
         (40.0, 280.0), description="pixels of the person of a single-person crop (pictures not fully labelled)"
     )
+    mixup: float = Field(0.0, ge=0, le=1, description="share of samples that are laid over another one (YOLOX 2021)")
+    copy_paste: float = Field(0.0, ge=0, le=1, description="share of samples into which people are pasted")
+    pasted: int = Field(3, ge=1, description="most people that are pasted into one sample")
+    pasted_height: tuple[float, float] = Field((28.0, 220.0), description="pixels of a pasted person")
+    plain_last: float = Field(
+        0.0, ge=0, le=1, description="last share of the schedule without mosaic and mixup (YOLOX 2021): as is served"
+    )
     colour: float = Field(0.35, ge=0, le=1, description="strength of brightness, contrast, saturation changes")
     flip: float = Field(0.5, ge=0, le=1)
     min_visible: float = Field(0.35, ge=0, le=1, description="people cut down to less are ignored")
     min_size: float = Field(6.0, ge=1, description="square root of the area under which people are ignored")
     cache_side: int = Field(512, ge=64, description="longest side at which pictures are kept in memory")
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One picture in memory.
-
-    Attributes:
-        image: RGB uint8 [H, W, 3].
-        boxes: [G, 4] in its pixels.
-        crowds: [C, 4] regions to be ignored.
-        complete: false where things may be in it that nobody labelled.
-        to_input: scale to the letterbox.
-        labels: int64 [G] COCO category ids; None where all are people.
-    """
-
-    image: Image
-    boxes: Boxes
-    crowds: Boxes
-    complete: bool
-    to_input: float
-    labels: npt.NDArray[np.int64] | None = None
-
-    @property
-    def categories(self) -> npt.NDArray[np.int64]:
-        """Int64 [G] COCO category ids."""
-        return np.full(len(self.boxes), PERSON, np.int64) if self.labels is None else self.labels
-
-    @property
-    def people(self) -> Boxes:
-        """Boxes of people [P, 4]."""
-        return self.boxes[self.categories == PERSON]
-
-
-def held_out(record: ImageRecord | BoxRecord, share: float) -> bool:
-    """Whether a picture is kept for measuring during training: decided by its name, so the same in every run."""
-    return zlib.crc32(record.path.name.encode()) % 1000 < share * 1000
-
-
-def load_picture(record: ImageRecord | BoxRecord, longest: int, input_size: int) -> Picture:
-    """Decode one picture, made smaller where its longest side exceeds ``longest``."""
-    known = people_boxes(record) if isinstance(record, ImageRecord) else record
-    image = read_rgb(record.path)
-    scale = min(1.0, longest / max(image.shape[:2]))
-    if scale < 1:
-        size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
-        image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
-    factor = np.array([image.shape[1] / record.width, image.shape[0] / record.height] * 2)
-    return Picture(
-        image,
-        np.asarray(known.boxes * factor, np.float32),
-        np.asarray(known.crowds * factor, np.float32),
-        known.complete,
-        input_size / max(image.shape[:2]),
-        known.labels,
-    )
-
-
-class PictureFile:
-    """A picture on disk; see :func:`load_picture` for the arguments.
-
-    ``all_labelled=False`` says that nobody vouches for its background, whatever the record says; ``keep=False`` decodes
-    it each time instead of once.
-    """
-
-    def __init__(
-        self,
-        record: ImageRecord | BoxRecord,
-        longest: int,
-        input_size: int,
-        *,
-        all_labelled: bool = True,
-        keep: bool = True,
-    ) -> None:
-        self._keep = keep
-        self._record = replace(record, complete=record.complete and all_labelled)
-        self._sizes = longest, input_size
-        self._picture: Picture | None = None
-
-    def __call__(self) -> Picture:
-        """The decoded picture. Raises DatasetError when there is none."""
-        if self._picture is not None:
-            return self._picture
-        picture = load_picture(self._record, *self._sizes)
-        if self._keep:
-            self._picture = picture
-        return picture
 
 
 class DetectionDataset(Dataset[tuple[Tensor, Target]]):
@@ -140,6 +64,8 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         augmentation: how samples are cut.
         seed: samples are a function of it and of their index.
         length: number of samples.
+        batch: so many samples in a row have one size.
+        donors: pictures whose people may be pasted into others.
     """
 
     def __init__(
@@ -148,6 +74,9 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         augmentation: DetectionAugmentation,
         seed: int,
         length: int,
+        *,
+        batch: int = 1,
+        donors: Sequence[Callable[[], Picture]] = (),
     ) -> None:
         self.pictures = [picture for _, pictures in sets for picture in pictures]
         weights = np.concatenate([np.full(len(pictures), source.repeat) for source, pictures in sets])
@@ -155,6 +84,8 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         self.augmentation = augmentation
         self.seed = seed
         self.length = length
+        self.batch = batch
+        self.donors = donors
 
     def __len__(self) -> int:
         return self.length
@@ -163,40 +94,86 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         """Sample ``index``: RGB uint8 [S, S, 3] and its target."""
         rng = np.random.default_rng((self.seed, index))
         options = self.augmentation
-        side = options.size
+        side = self.side(index)
+        plain = index >= (1 - options.plain_last) * self.length
+        mosaic = 0.0 if plain else options.mosaic
+        canvas, boxes, labels, ignored = self._compose(side, mosaic, rng)
+        # Draws that no option asks for are not made: recipes without them keep their samples.
+        if options.mixup and not plain and rng.random() < options.mixup:
+            other = self._compose(side, mosaic, rng)
+            share = float(rng.beta(8.0, 8.0))
+            canvas = np.asarray(cv2.addWeighted(canvas, share, other[0], 1 - share, 0), np.uint8)
+            boxes = np.concatenate([boxes, other[1]])
+            labels = np.concatenate([labels, other[2]])
+            ignored = np.concatenate([ignored, other[3]])
+        if self.donors and options.copy_paste and rng.random() < options.copy_paste:
+            boxes, labels, ignored = self._people_pasted(canvas, boxes, labels, ignored, rng)
+        canvas = _colour(canvas, options.colour, rng)
+        return torch.from_numpy(canvas), Target(
+            torch.from_numpy(boxes), torch.from_numpy(ignored), torch.from_numpy(labels)
+        )
+
+    def side(self, index: int) -> int:
+        """S of sample ``index``, the same for all of its batch."""
+        sizes = self.augmentation.sizes
+        if not sizes:
+            return self.augmentation.size
+        # A stream of its own, which no sample's seed can meet: those have two numbers.
+        return int(np.random.default_rng((self.seed, 0, index // self.batch)).choice(sizes))
+
+    def _compose(self, side: int, mosaic: float, rng: np.random.Generator) -> tuple[Image, Boxes, Labels, Boxes]:
+        """A canvas of one picture or four, its boxes, their categories, and ignore regions."""
+        options = self.augmentation
         canvas = np.full((side, side, 3), GREY, np.uint8)
-        boxes: list[Boxes] = []
-        labels: list[npt.NDArray[np.int64]] = []
-        ignored: list[Boxes] = []
-        if rng.random() < options.mosaic:
+        if rng.random() < mosaic:
             x, y = (int(v) for v in rng.uniform(0.3, 0.7, 2) * side)
             cells = [(0, 0, x, y), (x, 0, side, y), (0, y, x, side), (x, y, side, side)]
             scales = options.mosaic_scale
         else:
             cells, scales = [(0, 0, side, side)], options.scale
-        for cell in cells:
-            found, categories, hidden = self._paste(canvas, cell, scales, rng)
-            boxes.append(found)
-            labels.append(categories)
-            ignored.append(hidden)
-        canvas = _colour(canvas, options.colour, rng)
-        return torch.from_numpy(canvas), Target(
-            torch.from_numpy(np.concatenate(boxes)),
-            torch.from_numpy(np.concatenate(ignored)),
-            torch.from_numpy(np.concatenate(labels)),
-        )
+        boxes, labels, ignored = zip(*(self._paste(canvas, cell, scales, rng) for cell in cells), strict=True)
+        return canvas, np.concatenate(boxes), np.concatenate(labels), np.concatenate(ignored)
+
+    def _people_pasted(
+        self, canvas: Image, boxes: Boxes, labels: Labels, ignored: Boxes, rng: np.random.Generator
+    ) -> tuple[Boxes, Labels, Boxes]:
+        """Paste people into the canvas, in place; returns boxes, categories and ignore regions as they are then."""
+        options = self.augmentation
+        grown = canvas.shape[0] / options.size
+        low, high = options.pasted_height
+        masks = []
+        for _ in range(int(rng.integers(1, options.pasted + 1))):
+            cutout = draw_cutout([self.donors[int(rng.integers(len(self.donors)))]()], rng)
+            mask = None if cutout is None else paste_person(canvas, cutout, (low * grown, high * grown), rng)
+            if mask is not None:
+                masks.append(mask)
+        if not masks:
+            return boxes, labels, ignored
+        over = np.logical_or.reduce(masks)
+        boxes, seen = seen_boxes(boxes, (), over)
+        groups, shares = [boxes], [seen]
+        for number, mask in enumerate(masks):
+            later = np.logical_or.reduce([np.zeros_like(mask), *masks[number + 1 :]])
+            box, share = seen_boxes(mask_box(mask)[None], (mask,), later)
+            groups.append(box)
+            shares.append(share)
+        everybody = np.concatenate(groups)
+        labels = np.concatenate([labels, np.full(len(masks), PERSON, np.int64)])
+        good = (np.concatenate(shares) >= options.min_visible) & (_area(everybody) >= options.min_size**2)
+        return everybody[good], labels[good], np.concatenate([ignored, everybody[~good]])
 
     def _paste(
         self, canvas: Image, cell: tuple[int, int, int, int], scales: tuple[float, float], rng: np.random.Generator
-    ) -> tuple[Boxes, npt.NDArray[np.int64], Boxes]:
+    ) -> tuple[Boxes, Labels, Boxes]:
         """Fill one cell of the canvas with a random picture; returns boxes, their categories, and ignore regions."""
         options = self.augmentation
+        grown = canvas.shape[0] / options.size
         picture = self.pictures[min(int(np.searchsorted(self.cumulative, rng.random())), len(self.pictures) - 1)]()
         if picture.complete or len(picture.boxes) != 1:
-            scale = picture.to_input * float(np.exp(rng.uniform(*np.log(scales))))
+            scale = grown * picture.to_input * float(np.exp(rng.uniform(*np.log(scales))))
         else:
             height = float(picture.boxes[0, 3] - picture.boxes[0, 1])
-            scale = float(np.exp(rng.uniform(*np.log(options.person_height)))) / max(height, 1)
+            scale = grown * float(np.exp(rng.uniform(*np.log(options.person_height)))) / max(height, 1)
         left, top, right, bottom = cell
         source, place = [], []
         for length, low, high in ((picture.image.shape[1], left, right), (picture.image.shape[0], top, bottom)):

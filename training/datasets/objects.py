@@ -30,6 +30,7 @@ class BoxRecord:
         boxes: [G, 4] x1 y1 x2 y2, image edge coordinates.
         labels: int64 [G] COCO category ids, 1 for people.
         crowds: [C, 4] regions to be ignored.
+        outlines: of each box, polygons as flat x, y lists, none where unknown; empty where the file has none at all.
     """
 
     path: Path
@@ -39,6 +40,7 @@ class BoxRecord:
     boxes: Boxes
     labels: npt.NDArray[np.int64]
     crowds: Boxes
+    outlines: tuple[tuple[tuple[float, ...], ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ def people_boxes(record: ImageRecord) -> BoxRecord:
     people = _rows([p.box for p in record.people if not p.crowd])
     crowds = _rows([p.box for p in record.people if p.crowd])
     labels = np.full(len(people), PERSON, np.int64)
-    return BoxRecord(record.path, record.width, record.height, record.complete, people, labels, crowds)
+    outlines = tuple(p.polygons for p in record.people if not p.crowd)
+    return BoxRecord(record.path, record.width, record.height, record.complete, people, labels, crowds, outlines)
 
 
 def read_boxes(source: DataSource, *, every_category: bool = False) -> BoxSet:

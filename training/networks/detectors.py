@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, SerializeAsAny
 from training.networks.base import named_config
 from training.networks.detector_base import DetectorConfig
 from training.networks.faster_rcnn import DetectorNetwork
+from training.networks.one_stage import OneStageConfig
 from training.networks.torchvision_detectors import (
     MobileNetConfig,
     ResNet50Config,
@@ -18,6 +19,7 @@ from training.networks.torchvision_detectors import (
 
 DETECTORS: dict[str, type[DetectorConfig]] = {
     "faster_rcnn": DetectorNetwork,
+    "one_stage": OneStageConfig,
     "fasterrcnn_resnet50_fpn": ResNet50Config,
     "fasterrcnn_resnet50_fpn_v2": ResNet50V2Config,
     "fasterrcnn_mobilenet_v3_large_fpn": MobileNetConfig,
