@@ -24,7 +24,7 @@ from export.precision.half import half_precision
 from export.precision.int8 import Int8Options, calibrate, quantize
 from export.precision.regions import WEIGHTED, Block, blocks, costs, prepared, session, weighted
 from export.precision.sensitivity import Finding, keep_in_float, scan
-from export.precision.variants import Converted, stage_variant
+from export.precision.variants import Converted, link_view, stage_variant
 from export.repository import publish, staging_folder
 from service.engines.base import Array, Tensors
 from service.engines.config import ModelConfig, RepositoryError, read_repository
@@ -238,9 +238,7 @@ def check_staged(
             await engine.close()
 
     with staging_folder(staged) as view:
-        changed = {path.name: path for path in staged.iterdir()}
-        for name, config in configs.items():
-            (view / name).symlink_to(changed.get(name, config.source.parent).resolve(), target_is_directory=True)
+        link_view(configs, staged, view)
         try:
             expected, found = asyncio.run(answers(repository)), asyncio.run(answers(view))
         except ServiceError as error:

@@ -6,14 +6,22 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as schema
 
+from export.configs import as_text, pin, read_config
 from export.repository import CARD, CONFIG, next_version
 from service.engines.config import ModelConfig
 
-_HEADER = "# Written by `python -m export`; the next export writes it anew.\n"
+# What Triton's ONNX Runtime back end reads from a config's parameters, beside everything with this beginning.
+_SESSION = "session."
+_OF_ONNX_RUNTIME = frozenset(
+    (
+        "intra_op_thread_count", "inter_op_thread_count", "execution_mode", "enable_mem_arena", "enable_mem_pattern",
+        "cudnn_conv_algo_search", "arena_extend_strategy", "gpu_mem_limit",
+    )
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,8 +68,13 @@ def stage_variant(
             place.mkdir(parents=True)
             suffix = "plan" if change.platform else "onnx"
             (place / f"model.{suffix}").write_bytes(change.model)
-        text = config.source.read_text(encoding="utf-8")
-        (staged / name / CONFIG).write_text(changed_config(text, change) if change else text, encoding="utf-8")
+        message = read_config(config.source)
+        if change:
+            adapt(message, change)
+        elif config.steps:
+            # All parts are in the new repository, with the one number that everything there has.
+            pin(message, version, {step.model: version for step in config.steps})
+        (staged / name / CONFIG).write_text(as_text(message), encoding="utf-8")
         card = config.source.parent / CARD
         before = card.read_text(encoding="utf-8") if card.is_file() else f"# {name}\n"
         if change:
@@ -71,25 +84,38 @@ def stage_variant(
     return version
 
 
-def changed_config(text: str, change: Converted) -> str:
-    """A config with the conversion's parameters, and its platform where that is another one."""
-    config = text_format.Parse(text, schema.ModelConfig())
+def adapt(config: Any, change: Converted) -> None:
+    """Write the conversion's parameters into a ``ModelConfig`` message, and its platform where that is another one."""
     for key, value in change.parameters.items():
         config.parameters[key].string_value = value
     config.ClearField("default_model_filename")
-    if change.platform:
-        config.platform = change.platform
-        config.ClearField("backend")
-        # Accelerators, graph levels and thread counts speak to ONNX Runtime's back end.
-        config.ClearField("optimization")
-        for key in [key for key in config.parameters if key.startswith("session.") or key in _OF_ONNX_RUNTIME]:
-            del config.parameters[key]
-        for group in config.instance_group:
-            if group.kind == schema.ModelInstanceGroup.KIND_CPU:
-                group.kind = schema.ModelInstanceGroup.KIND_AUTO
-    return _HEADER + text_format.MessageToString(config)
+    if not change.platform:
+        return
+    config.platform = change.platform
+    # Accelerators, graph levels and sessions speak to ONNX Runtime's back end.
+    config.ClearField("backend")
+    config.ClearField("optimization")
+    for key in [key for key in config.parameters if key.startswith(_SESSION) or key in _OF_ONNX_RUNTIME]:
+        del config.parameters[key]
+    for group in config.instance_group:
+        if group.kind == schema.ModelInstanceGroup.KIND_CPU:
+            group.kind = schema.ModelInstanceGroup.KIND_AUTO
 
 
-_OF_ONNX_RUNTIME = frozenset(
-    ("intra_op_thread_count", "inter_op_thread_count", "execution_mode", "enable_mem_arena", "enable_mem_pattern")
-)
+def link_view(configs: Mapping[str, ModelConfig], staged: Path, view: Path) -> None:
+    """A repository of links in an empty folder: the staged models, and the others as they are.
+
+    Its ensembles ask for the newest of their parts: what names a version names that of the float repository.
+    """
+    changed = {path.name: path for path in staged.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    for name, config in configs.items():
+        folder = changed.get(name, config.source.parent)
+        if not config.steps:
+            (view / name).symlink_to(folder.resolve(), target_is_directory=True)
+            continue
+        (view / name / "1").mkdir(parents=True)
+        message = read_config(config.source)
+        message.ClearField("version_policy")
+        for step in message.ensemble_scheduling.step:
+            step.model_version = -1
+        (view / name / CONFIG).write_text(as_text(message), encoding="utf-8")

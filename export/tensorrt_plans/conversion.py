@@ -129,12 +129,13 @@ def write_repository(
         for name, plan in plans.items()
     }  # fmt: skip
     with staging_folder(request.into) as staged:
-        stage_variant(configs, converted, staged, request.into, whole=True)
+        models = staged / "models"  # what else lies there is the staging's own
+        models.mkdir()
+        stage_variant(configs, converted, models, request.into, whole=True)
         try:
             if request.into.is_dir():
                 request.into.rmdir()  # empty, or this fails
-            staged.chmod(0o755)  # as folders are, not as temporary ones are
-            staged.rename(request.into)
+            models.rename(request.into)
         except OSError as error:
             raise ExportError(f"{request.into} could not be written: {error}") from error
 
