@@ -40,6 +40,7 @@ from tests.training.published_layouts import (
     rgb,
 )
 from training.__main__ import app
+from training.checkpoint_engine import CheckpointEngine
 from training.conventions import flip_shift
 from training.datasets.coco import read_rgb
 from training.networks.hrnet import HRNetConfig
@@ -330,6 +331,12 @@ def test_without_internet_the_file_and_the_option_are_named(tmp_path: Path, monk
         assert result.exit_code == 1
         assert file in result.output and "--file /path/to/" in result.output and "licence:" in result.output
         assert not (tmp_path / name / "model.pt").exists()
+
+
+def test_imports_are_not_read_as_ours(published: tuple[Layout, nn.Module, Path]) -> None:
+    # Evaluation straight from checkpoints decodes by our own convention.
+    with pytest.raises(ValueError, match="imported weights, decoded otherwise than ours"):
+        CheckpointEngine([published[2]])
 
 
 def test_a_download_of_something_else_is_refused(tmp_path: Path) -> None:

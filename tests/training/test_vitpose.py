@@ -13,10 +13,14 @@ from torch import Tensor, nn
 from export.checkpoints import read_checkpoints
 from export.pose import FlipAverage, PoseFusion
 from export.trunks import InferenceTrunk
-from service.crops import box_crop_matrices, invert_affine, transform_points
+from service.crops import box_crop_matrices, crop_people, invert_affine, transform_points
+from service.engines.config import read_repository
 from service.skeletons import SKELETONS
+from tests.overfitting import Sixteen
+from tests.test_every_network import ask, export
 from tests.training.published_layouts import rgb
 from training.conventions import flip_shift
+from training.datasets.coco import read_rgb
 from training.networks.base import normalise
 from training.networks.registry import network_config
 from training.pretrained.checkpoint import import_pose
@@ -101,6 +105,33 @@ def _drawn(crop: np.ndarray, size: tuple[int, int]) -> Tensor:
     width, height = size[0] // 4, size[1] // 4
     cells = crop * [(width - 1) / (size[0] - 1), (height - 1) / (size[1] - 1)]
     return gaussian_maps(torch.from_numpy(cells)[None], (height, width), 2.0)
+
+
+@pytest.mark.slow
+async def test_an_exported_import_answers_over_http(people16: Sixteen, tmp_path: Path) -> None:
+    published = model()
+    with torch.no_grad():
+        maps = published(rgb(random_crops(4))).heatmaps
+        # Peaks as a trained network's: positive all around.
+        published.head.conv.weight.mul_(0.15 / maps.std())
+        published.head.conv.bias.fill_(0.35 - float(maps.mean()) * 0.15 / float(maps.std()))
+    published.save_pretrained(tmp_path / "published")
+    checkpoint = import_pose("vitpose", tmp_path / "published", tmp_path / "model.pt")
+    repository = await export([checkpoint], tmp_path / "models", people16, "--precision", "fp32")
+    parameters = read_repository(repository)["trained"].metadata.parameters
+    assert (parameters["convention"], parameters["refinement"]) == ("udp", "dark")
+    skeleton = SKELETONS["coco17"]
+    fusion = PoseFusion(skeleton, skeleton, 4, "dark", sigma=2.0, convention="udp")
+    people = people16.people()[:4]
+    apart = []
+    for (path, (x, y, width, height)), answer in zip(people, await ask(repository, people), strict=True):
+        matrix = box_crop_matrices(np.array([[x, y, x + width, y + height]]), (WIDTH, HEIGHT))[0]
+        crops = torch.from_numpy(crop_people(read_rgb(path), matrix[None], (WIDTH, HEIGHT)))
+        with torch.no_grad():
+            heatmaps = published(rgb(crops)).heatmaps.double().clamp_min(0)
+        found = fusion([heatmaps], torch.ones(1, 1, dtype=torch.float64))[0, :, :2].numpy()
+        apart.append(np.abs(answer - transform_points(invert_affine(matrix), found)).max(-1))
+    assert np.concatenate(apart).max() < 0.05
 
 
 def test_other_models_and_partial_ones_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
