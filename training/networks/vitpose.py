@@ -15,9 +15,7 @@ from torch import Tensor
 
 from training.networks.base import NetworkConfig, PoseNet, Unit
 
-_MISSING = (
-    "ViTPose is run by the package transformers, which is not installed: uv pip install -r requirements/vitpose.txt"
-)
+MISSING = "ViTPose is run by the package transformers, which .venv/vitpose has: python3 scripts/environment.py vitpose"
 
 
 class ViTPose(PoseNet):
@@ -35,7 +33,7 @@ class ViTPose(PoseNet):
         try:
             from transformers import VitPoseConfig, VitPoseForPoseEstimation
         except ImportError as error:
-            raise ValueError(_MISSING) from error
+            raise ValueError(MISSING) from error
         config = VitPoseConfig(**copy.deepcopy(architecture))
         config.num_labels = self.channels
         config._attn_implementation = "eager"

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from training.networks.vitpose import ViTPoseConfig
+from training.networks.vitpose import MISSING, ViTPoseConfig
 from training.pretrained.weights import Imported, PretrainedError, Weights
 
 # What a hub's config says about the checkpoint and not about the network.
@@ -34,9 +34,7 @@ def vitpose(source: str) -> Imported:
         from transformers import VitPoseConfig, VitPoseForPoseEstimation
         from transformers.utils import logging
     except ImportError as error:
-        raise PretrainedError(
-            f"{source}: ViTPose needs the package transformers: uv pip install -r requirements/vitpose.txt"
-        ) from error
+        raise PretrainedError(f"{source}: {MISSING}") from error
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
