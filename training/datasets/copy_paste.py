@@ -48,7 +48,7 @@ def cut_out(picture: Picture, person: int) -> Cutout | None:
     alpha = np.zeros((high[1] - low[1], high[0] - low[0]), np.uint8)
     # Edge coordinates to OpenCV's pixel centres. One polygon at a time: fillPoly's parity would make holes of overlaps.
     for polygon in polygons:
-        cv2.fillPoly(alpha, [np.round(polygon - low - 0.5).astype(np.int32)], (255,))
+        cv2.fillPoly(alpha, [np.round((polygon - low - 0.5) * 16).astype(np.int32)], (255,), shift=4)
     return Cutout(picture.image[low[1] : high[1], low[0] : high[0]], alpha)
 
 
