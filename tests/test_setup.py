@@ -41,6 +41,7 @@ EXCEPTIONS = {
     # Measured with a tritonserver of their own.
     Path("loadtest/triton.py"): ("deploy.triton", "service.client"),
     Path("loadtest/outage.py"): ("deploy.triton",),
+    Path("loadtest/transport.py"): ("deploy.triton", "service.engines.triton"),
 }
 
 

@@ -40,6 +40,8 @@ Result = TypeVar("Result")
 _RETRY_SECONDS = 0.25
 _RETRY_PAUSE = 0.05
 _CALL_SECONDS = 1.5
+# A server that answers no poll for so long, after it was given up, loses the calls that have no deadline.
+_SILENT_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -224,7 +226,8 @@ class TritonEngine(Engine):
                 raise DeadlineExceeded(f"model {model!r} did not answer in time")
             try:
                 microseconds = None if left is None else max(1, int(left * 1e6))
-                return await self._server.client.infer(model, tensors, timeout=microseconds, client_timeout=left)
+                call = self._server.client.infer(model, tensors, timeout=microseconds, client_timeout=left)
+                return await (call if left is not None else self._while_server_lives(call))
             except asyncio.CancelledError:
                 if self._cut:  # not the caller went away, but the channel
                     raise EngineUnavailable("the engine is closed") from None
@@ -243,6 +246,22 @@ class TritonEngine(Engine):
                     raise failure from error
             self.transport.retries += 1
             await asyncio.sleep(_RETRY_PAUSE)
+
+    async def _while_server_lives(self, call: Coroutine[Any, Any, Result]) -> Result:
+        """The result of a call without a deadline, which a server that stands still must not keep for ever."""
+        task = asyncio.ensure_future(call)
+        silent = 0
+        try:
+            while not task.done():
+                await asyncio.wait((task,), timeout=1.0)
+                silent = silent + 1 if self._server.gone is not None else 0
+                if silent >= _SILENT_SECONDS and not task.done():
+                    raise EngineUnavailable(self._server.gone or f"{self._server.name} does not answer")
+            return task.result()
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
 
     @asynccontextmanager
     async def _turn(self, model: str, deadline: float | None) -> AsyncIterator[None]:

@@ -19,7 +19,7 @@ class Catalogue:
     Attributes:
         models: those with a version that answers. An entry stays the same object while nothing about it changes.
         troubles: by name, why a model has no such version; models that were unloaded on purpose are left out.
-        refused: by name and version, why a version could not be loaded while another one answers.
+        refused: by name and version, why a version could not be loaded while an older one answers.
         index: the server's own list, to see that nothing changed.
     """
 
@@ -51,14 +51,14 @@ async def read_catalogue(client: Any, timeout: float, server: str, known: Catalo
         return known
     versions: dict[str, list[int]] = {}
     troubles: dict[str, str] = {}
-    refused: dict[str, str] = {}
+    failed: list[tuple[str, int, str]] = []
     for entry in index.models:
         if entry.state == "READY":
             versions.setdefault(entry.name, []).append(int(entry.version))
         elif entry.state and entry.reason != "unloaded":
             troubles[entry.name] = entry.reason or entry.state.lower()
             if entry.state == "UNAVAILABLE" and entry.reason:
-                refused[f"{entry.name} version {entry.version}"] = entry.reason
+                failed.append((entry.name, int(entry.version or 0), entry.reason))
     answers = await asyncio.gather(
         *(client.get_model_config(name, client_timeout=timeout) for name in versions), return_exceptions=True
     )
@@ -72,9 +72,14 @@ async def read_catalogue(client: Any, timeout: float, server: str, known: Catalo
     return Catalogue(
         models=models,
         troubles={name: why for name, why in troubles.items() if name not in models},
-        refused={name: why for name, why in refused.items() if name.partition(" ")[0] in models},
+        refused={f"{name} version {number}": why for name, number, why in failed if _newer(number, models.get(name))},
         index=index,
     )
+
+
+def _newer(version: int, model: ModelMetadata | None) -> bool:
+    """Whether an older version of the model answers; Triton goes on listing versions that failed long ago."""
+    return model is not None and version > max(model.versions)
 
 
 def _metadata(name: str, versions: tuple[int, ...], config: Any, server: str) -> ModelMetadata:

@@ -39,8 +39,8 @@ def channel_options(local: bool) -> list[tuple[str, Any]]:
     options: list[tuple[str, Any]] = [
         ("grpc.max_send_message_length", -1),
         ("grpc.max_receive_message_length", -1),
-        # A stuck server is noticed by calls in flight after 20 s. More than two pings without data between them make
-        # servers close the connection (too_many_pings), idle connections are not pinged for the same reason.
+        # For connections that vanish without a word. More than two pings without data between them make servers close
+        # the connection (too_many_pings); idle ones are not pinged for the same reason, the watch keeps them busy.
         ("grpc.keepalive_time_ms", 10_000),
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 0),

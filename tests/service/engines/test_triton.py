@@ -243,6 +243,26 @@ async def test_a_server_that_stands_still(engine: TritonEngine, small_triton: Tr
     np.testing.assert_array_equal((await engine.infer("double", {"x": rows(3)}, timeout=60))["y"], 2 * rows(3))
 
 
+@pytest.mark.slow
+async def test_a_call_without_a_deadline_does_not_hang(engine: TritonEngine, small_triton: TritonServer) -> None:
+    """``tritonpose predict`` sets none: a server that stands still is given up by keepalive."""
+    pid = small_triton.pid
+    assert pid is not None
+    call = asyncio.ensure_future(engine.infer("slow", turning(2_000_000)))
+    await asyncio.sleep(0.2)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        with pytest.raises(EngineUnavailable):
+            await asyncio.wait_for(call, 40)
+        assert time.monotonic() - began < 30
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    while engine.unavailable is not None:
+        assert time.monotonic() - began < 60
+        await asyncio.sleep(0.05)
+
+
 async def test_a_new_version_is_seen_while_requests_go_on(
     engine: TritonEngine, small_triton: TritonServer, repository: Repository
 ) -> None:
@@ -281,9 +301,6 @@ async def test_a_broken_version_is_told_while_the_old_one_answers(
     assert (await engine.metadata("flat")).versions == (1,)
     assert await engine.ready()
     shutil.rmtree(small_triton.repository / "flat" / "2")
-    while engine.refused is not None:
-        assert time.monotonic() < end
-        await asyncio.sleep(0.1)
 
 
 async def test_close_finishes_what_runs(small_triton: TritonServer) -> None:

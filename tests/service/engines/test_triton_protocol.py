@@ -210,6 +210,28 @@ async def test_a_server_that_is_gone_is_told_within_a_second(
     await engine.infer("m", crops(1), timeout=20)
 
 
+async def test_servers_of_one_name_share_the_calls_and_one_may_go(server: Server) -> None:
+    """Behind a headless Kubernetes service: gRPC's own default would send everything to one of them."""
+    other = Server(Ports.free().grpc)
+    await other.start()
+    engine = TritonEngine(f"ipv4:{server.address},{other.address}")
+    await engine.start()
+    try:
+        await asyncio.sleep(0.5)
+        for _ in range(20):
+            await engine.infer("m", crops(1), timeout=20)
+        assert min(len(server.calls), len(other.calls)) >= 8
+        assert not engine.transport.shared_memory, "regions are known to one server only"
+        await other.stop()
+        before = len(server.calls)
+        for _ in range(10):
+            await engine.infer("m", crops(1), timeout=20)
+        assert len(server.calls) == before + 10
+    finally:
+        await engine.close()
+        await other.stop()
+
+
 async def test_an_answer_of_another_shape_is_not_passed_on(engine: TritonEngine, server: Server) -> None:
     server.width = 4096
     with pytest.raises(InferenceFailed, match=r"answered 'y' as float32 \[2, 3, 4096\], its config says .*8192\]"):
