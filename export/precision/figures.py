@@ -76,44 +76,54 @@ def _network_table(
     names: Sequence[str], pictures: Pictures,
 ) -> Table:  # fmt: skip
     table = Table(
-        "network", "precision", "MB", "pictures/s", "speed, ratio (5 to 95 %)", "median px", "p99 px", "p99 score",
+        "network", "repository", "MB", "pictures/s", "ratio (5 to 95 %)", "CPU ms/picture", "ratio",
+        "median px", "p99 px", "p99 score",
         box=MARKDOWN,
     )  # fmt: skip
     for name in names:
-        forms = {"float32": configs[name], **{_label(models[name]): models[name] for models in others.values()}}
+        forms = {
+            request.repository.name: configs[name],
+            **{variant.name: models[name] for variant, models in others.items()},
+        }
         times = _timed(list(forms.values()), network_input(configs[name].metadata, pictures.comparison, _ROWS),
                        request.rounds)  # fmt: skip
         wanted = questions(configs, [name], pictures.comparison, request.count)[:1]
         (expected,) = asyncio.run(_answers(request.repository, wanted))
         for index, (label, config) in enumerate(forms.items()):
             assert config.onnx is not None
-            speed = _ROWS / statistics.median(times[index])
-            ratios = sorted(base / own for base, own in zip(times[0], times[index], strict=True))
-            row = [name, label, f"{config.onnx.stat().st_size / 1e6:.1f}", f"{speed:.0f}"]
+            size = f"{config.onnx.stat().st_size / 1e6:.1f}"
+            speed, busy = (statistics.median(kind) for kind in times[index])
+            own = [f"{_ROWS / speed:.0f}", f"{1e3 * busy / _ROWS:.1f}"]
             if index == 0:
-                table.add_row(*row, "1", "", "", "")
+                table.add_row(name, label, size, own[0], "1", own[1], "1", "", "", "")
                 continue
+            wall, processor = (_ratios(times[0][kind], times[index][kind]) for kind in (0, 1))
             (answer,) = asyncio.run(_answers(config.source.parent.parent, wanted))
-            table.add_row(*row, _spread(ratios), *_difference(wanted[0], expected, answer))
+            far = _difference(wanted[0], expected, answer)
+            table.add_row(name, label, size, own[0], _spread(wall), own[1], f"{statistics.median(processor):.2f}", *far)
     return table
 
 
-def _label(config: ModelConfig) -> str:
-    return config.metadata.parameters.get("precision", config.source.parent.parent.name)
+def _timed(configs: Sequence[ModelConfig], pixels: Array, rounds: int) -> list[tuple[list[float], list[float]]]:
+    """Seconds and processor seconds of each run of eight rows, the networks in turn, with the service's threads.
 
-
-def _timed(configs: Sequence[ModelConfig], pixels: Array, rounds: int) -> list[list[float]]:
-    """Seconds of each run of eight rows, the networks in turn, with the service's own threads."""
+    Processor time hardly changes when something else runs on the machine; the clock does.
+    """
     models = [OnnxModel(config, RuntimeSettings()) for config in configs]
     feeds = [{config.metadata.inputs[0].name: pixels} for config in configs]
-    found: list[list[float]] = [[] for _ in models]
+    found: list[tuple[list[float], list[float]]] = [([], []) for _ in models]
     for number in range(rounds + 1):
-        for place, (model, feed) in enumerate(zip(models, feeds, strict=True)):
-            started = time.perf_counter()
+        for model, feed, (wall, processor) in zip(models, feeds, found, strict=True):
+            started, busy = time.perf_counter(), time.process_time()
             model.run(feed)
             if number:  # the first one allocates
-                found[place].append(time.perf_counter() - started)
+                wall.append(time.perf_counter() - started)
+                processor.append(time.process_time() - busy)
     return found
+
+
+def _ratios(base: Sequence[float], own: Sequence[float]) -> list[float]:
+    return sorted(one / other for one, other in zip(base, own, strict=True))
 
 
 def _spread(ratios: Sequence[float]) -> str:
