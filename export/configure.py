@@ -67,12 +67,15 @@ def _copy_layout(repository: Path, work: Path, *, graphs: bool) -> None:
     """Copy a repository; with links in the place of files other than configs unless ``graphs`` are wanted."""
     if not repository.is_dir():
         raise RepositoryError(f"model repository {repository} is not a folder")
+    work.mkdir()
     for source in sorted(repository.rglob("*")):
         inside = source.relative_to(repository)
         target = work / inside
-        if any(part.startswith(".") and part != KEEP_FILE for part in inside.parts) or source.is_dir():
+        if any(part.startswith(".") and part != KEEP_FILE for part in inside.parts):
             continue
-        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            target.mkdir()  # an ensemble's version may be empty
+            continue
         if graphs or source.name == CONFIG:
             shutil.copy2(source, target)
         else:

@@ -1,18 +1,23 @@
 """If these fail, a failed or repeated export leaves a server with half a model, the wrong weights, or none."""
 
 import os
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from onnx import TensorProto, helper
 
 from export.checkpoints import ExportError
-from export.configs import EnsembleStep, ModelPlan, config_text
+from export.configs import NETWORK_QUEUE, Accelerator, EnsembleStep, ModelPlan, config_text
+from export.configure import ConfigureRequest, configure
 from export.repository import next_version, publish, staging_folder, version_numbers, write_models
 from service.engines.base import TensorSpec
 from service.engines.config import read_repository
 from service.engines.embedded import EmbeddedEngine
 from service.engines.ensembles import check_ensembles
+from tests.conftest import ROOT
 
 
 def network(name: str, size: int = 4) -> ModelPlan:
@@ -119,6 +124,89 @@ def test_a_full_disk_on_the_way_undoes_everything(
         install(repository, network("part"), ensemble("whole", "part"), network("new"))
         assert version_numbers(repository / "part") == [1, 2]
     assert [path.name for path in tmp_path.iterdir()] == ["models"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tests.export.test_repository import ensemble, install, network
+
+left = int(sys.argv[2])
+def dies(real):
+    def call(source, target):
+        global left
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(source, target)
+    return call
+
+os.rename, os.replace = dies(os.rename), dies(os.replace)
+install(Path(sys.argv[1]), network("part"), ensemble("whole", "part"), network("new"))
+"""
+
+
+@pytest.mark.parametrize("steps", range(6))
+def test_an_export_that_is_killed_leaves_what_was_served_and_is_undone_by_the_next(tmp_path: Path, steps: int) -> None:
+    repository = tmp_path / "models"
+    install(repository, network("part"), ensemble("whole", "part"))
+    before = contents(repository)
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(repository), str(steps)], cwd=ROOT, check=False)
+    if steps == 5:
+        assert killed.returncode == 0
+        assert version_numbers(repository / "whole") == [1, 2]
+        return
+    assert killed.returncode == -9
+    configs = read_repository(repository)
+    check_ensembles(configs)
+    assert [step.version for step in configs["whole"].steps] == [1 if steps < 5 else 2]
+    with staging_folder(repository):
+        assert contents(repository) == before
+        assert not (repository / "new").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["models"]
+
+
+def test_an_export_that_is_still_at_work_is_not_undone_by_another(tmp_path: Path) -> None:
+    repository = tmp_path / "models"
+    with staging_folder(repository) as first, staging_folder(repository) as second:
+        assert first.is_dir()
+        assert second.is_dir()
+
+
+def test_an_ensemble_names_the_versions_of_its_parts(tmp_path: Path) -> None:
+    """New parts are without effect until the ensemble's own config is replaced: all change at that moment."""
+    repository = tmp_path / "models"
+    install(repository, network("part"), ensemble("whole", "part"))
+    assert [step.version for step in read_repository(repository)["whole"].steps] == [1]
+    assert read_repository(repository)["whole"].metadata.versions == (1,)
+    install(repository, network("part"), ensemble("whole", "part"))
+    assert [step.version for step in read_repository(repository)["whole"].steps] == [2]
+    assert read_repository(repository)["whole"].metadata.versions == (2,)
+    assert read_repository(repository)["part"].metadata.versions == (1, 2)
+
+
+def test_ensembles_follow_when_a_part_alone_gets_a_new_version(tmp_path: Path) -> None:
+    """As a quantised network does: without it the ensemble would go on with the old one."""
+    repository = tmp_path / "models"
+    install(repository, network("part"), network("other"), ensemble("whole", "part"), ensemble("else", "other"))
+    install(repository, network("part"))
+    configs = read_repository(repository)
+    assert [step.version for step in configs["whole"].steps] == [2]
+    assert version_numbers(repository / "whole") == [1, 2]
+    assert version_numbers(repository / "else") == [1]
+    check_ensembles(configs)
+
+
+def test_what_an_operator_has_set_stays_in_the_next_version(tmp_path: Path) -> None:
+    repository = tmp_path / "models"
+    install(repository, replace(network("part"), queue=NETWORK_QUEUE))
+    request = ConfigureRequest(repository, tmp_path / "trt", Accelerator(cache="/engines"), gpu_memory=2**30)
+    configure(request)
+    install(tmp_path / "trt", replace(network("part", 6), queue=NETWORK_QUEUE))
+    text = (tmp_path / "trt/part/config.pbtxt").read_text()
+    assert '"/engines/part"' in text
+    assert '"x:8x6"' in text
+    assert '"1073741824"' in text
 
 
 async def test_the_next_start_serves_the_new_version(tmp_path: Path) -> None:
