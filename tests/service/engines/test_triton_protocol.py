@@ -19,7 +19,7 @@ import pytest
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 from deploy.triton.server import Ports
-from service.engines import triton_memory
+from service.engines import triton, triton_memory
 from service.engines.triton import TritonEngine, TritonSettings
 from service.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed, Overloaded, ServiceError
 
@@ -178,7 +178,13 @@ async def test_errors_are_told_for_what_they_are_and_computed_once(
     assert engine.transport.retries == 0
 
 
-async def test_what_was_never_sent_is_sent_again(engine: TritonEngine, server: Server) -> None:
+async def test_what_was_never_sent_is_sent_again(
+    engine: TritonEngine, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the watch has noticed; with more patience than in earnest, for machines that are busy."""
+    monkeypatch.setattr(triton, "_RETRY_SECONDS", 10.0)
+    assert engine._server._watch is not None
+    engine._server._watch.cancel()
     await server.stop()
     call = asyncio.ensure_future(engine.infer("m", crops(1), timeout=20))
     await asyncio.sleep(0.02)
