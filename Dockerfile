@@ -72,7 +72,7 @@ ENV TRITONPOSE_HOST=0.0.0.0 \
 EXPOSE 8000
 # SIGTERM: readiness goes off, the port stays open for TRITONPOSE_DRAIN_SECONDS, then requests in flight finish.
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --start-interval=1s --retries=3 \
+HEALTHCHECK --interval=5s --timeout=5s --start-period=60s --retries=3 \
     CMD ["python", "-m", "service.health"]
 ENTRYPOINT ["tritonpose"]
 CMD ["serve"]
