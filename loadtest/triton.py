@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,7 +23,7 @@ from deploy.triton.installation import ROOT
 from deploy.triton.server import TritonServer
 from loadtest.closed_loop import ClosedLoop, Outcome
 from loadtest.pictures import folder_pictures, rendered_pictures
-from loadtest.server import ServiceProcess
+from loadtest.server import ServiceProcess, child_processes, cpu_seconds
 from loadtest.triton_alone import TritonAlone, record
 from service.client import PoseClient
 
@@ -34,6 +35,9 @@ class Measured:
     concurrency: int
     gateway: list[Outcome] = field(default_factory=list)
     triton: list[Outcome] = field(default_factory=list)
+    #: CPU seconds of each round, clients left out: of gateway and Triton together, and of Triton alone.
+    gateway_cpu: list[float] = field(default_factory=list)
+    triton_cpu: list[float] = field(default_factory=list)
 
     @property
     def ratios(self) -> list[float]:
@@ -52,17 +56,34 @@ class Measured:
             "concurrency": self.concurrency,
             "ratio": round(float(np.median(self.ratios)), 4) if self.ratios else 0.0,
             "ratios": [round(ratio, 4) for ratio in self.ratios],
-            "gateway": _summary(self.gateway),
-            "triton": _summary(self.triton),
+            "cpu_ratio": self.cpu_ratio,
+            "gateway": _summary(self.gateway, self.gateway_cpu),
+            "triton": _summary(self.triton, self.triton_cpu),
         }
 
+    @property
+    def cpu_ratio(self) -> float | None:
+        """CPU time for a picture, Triton alone over gateway: the ratio on cores that have nothing else to do.
 
-def _summary(rounds: list[Outcome]) -> dict[str, Any]:
+        On a machine that is busy with other work it says more than the clock. None where /proc does not tell.
+        """
+        gateway, alone = _cpu_ms(self.gateway, self.gateway_cpu), _cpu_ms(self.triton, self.triton_cpu)
+        return round(alone / gateway, 4) if gateway and alone else None
+
+
+def _cpu_ms(rounds: list[Outcome], cpu: list[float]) -> float | None:
+    """For a picture; None where it is not known."""
+    posted = sum(one.posted for one in rounds)
+    return round(sum(cpu) / posted * 1000, 1) if posted and len(cpu) == len(rounds) else None
+
+
+def _summary(rounds: list[Outcome], cpu: list[float]) -> dict[str, Any]:
     latencies = [seconds for one in rounds for seconds in one.latencies]
     return {
         "per_second": round(float(np.median([one.rate for one in rounds])), 2),
         "p50_ms": round(float(np.percentile(latencies, 50)) * 1000, 1) if latencies else None,
         "p99_ms": round(float(np.percentile(latencies, 99)) * 1000, 1) if latencies else None,
+        "cpu_ms": _cpu_ms(rounds, cpu),
         "answers": sum(one.posted for one in rounds),
     }
 
@@ -96,14 +117,17 @@ def main(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress, contextlib.ExitStack() as stack:
         task = progress.add_task("starting Triton", total=2 * rounds * len(concurrency))
-        address = triton_url or stack.enter_context(TritonServer(repository)).grpc_url
+        triton = None if triton_url else stack.enter_context(TritonServer(repository))
+        address = triton_url or (triton.grpc_url if triton else "")
         progress.update(task, description="starting the service")
         settings = {
             "TRITONPOSE_ENGINE": "triton",
             "TRITONPOSE_TRITON_URL": address,
             "TRITONPOSE_TRITON_SHARED_MEMORY": "auto" if shared else "off",
         }
-        target = url or stack.enter_context(ServiceProcess(settings)).url
+        service = None if url else stack.enter_context(ServiceProcess(settings))
+        target = url or (service.url if service else "")
+        service_pid, triton_pid = service.pid if service else None, triton.pid if triton else None
         progress.update(task, description="recording the tensors")
         recording = record(address, [picture.data for picture in posted], options)
         with PoseClient(target) as client:
@@ -116,9 +140,11 @@ def main(
         for _ in range(rounds):
             for one in measured:
                 progress.update(task, description=f"gateway, {one.concurrency} at a time", advance=1)
-                one.gateway.append(gateway.run(one.concurrency, seconds))
+                with _counted(one.gateway_cpu, service_pid, triton_pid):
+                    one.gateway.append(gateway.run(one.concurrency, seconds))
                 progress.update(task, description=f"Triton, {one.concurrency} at a time", advance=1)
-                one.triton.append(alone.run(one.concurrency, seconds))
+                with _counted(one.triton_cpu, triton_pid):
+                    one.triton.append(alone.run(one.concurrency, seconds))
     summary = {
         "pictures": len(posted),
         "crops_per_picture": round(float(np.mean(recording.crops)), 2),
@@ -134,11 +160,43 @@ def main(
         raise typer.Exit(1)
 
 
+@contextlib.contextmanager
+def _counted(rounds: list[float], *pids: int | None) -> Iterator[None]:
+    """Append the CPU seconds that these processes and their children use inside; nothing where they are not ours."""
+    before = _tree_cpu(pids)
+    yield
+    after = _tree_cpu(pids)
+    if before is not None and after is not None:
+        rounds.append(after - before)
+
+
+def _tree_cpu(pids: Sequence[int | None]) -> float | None:
+    total = 0.0
+    for pid in pids:
+        for one in (pid, *child_processes(pid)) if pid else (None,):
+            used = cpu_seconds(one) if one else None
+            if used is None:
+                return None
+            total += used
+    return total
+
+
 def _table(summary: dict[str, Any]) -> Table:
     way = "shared memory" if summary["shared_memory"] else "gRPC"
     title = f"{summary['pictures']} pictures, {summary['crops_per_picture']} crops in each, tensors over {way}"
     table = Table(title=title)
-    for heading in ("at a time", "gateway/s", "p50 ms", "p99 ms", "Triton/s", "p50 ms", "p99 ms", "ratio", "rounds"):
+    for heading in (
+        "at a time",
+        "gateway/s",
+        "p50 ms",
+        "p99 ms",
+        "Triton/s",
+        "p50 ms",
+        "p99 ms",
+        "ratio",
+        "rounds",
+        "by CPU",
+    ):
         table.add_column(heading, justify="right", no_wrap=True)
     for run in summary["runs"]:
         cells = [str(run["concurrency"])]
@@ -146,7 +204,8 @@ def _table(summary: dict[str, Any]) -> Table:
             numbers = run[side]
             cells += [f"{numbers['per_second']:.1f}", str(numbers["p50_ms"]), str(numbers["p99_ms"])]
         spread = f"{min(run['ratios']):.2f} to {max(run['ratios']):.2f}" if run["ratios"] else ""
-        table.add_row(*cells, f"[bold]{run['ratio']:.2f}[/bold]", spread)
+        by_cpu = "" if run["cpu_ratio"] is None else f"{run['cpu_ratio']:.2f}"
+        table.add_row(*cells, f"[bold]{run['ratio']:.2f}[/bold]", spread, by_cpu)
     return table
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from deploy.triton.installation import Installation
 from deploy.triton.server import TritonServer
 from loadtest.outage import Outage, Probe, run_outage
 from loadtest.pictures import rendered_pictures
+from loadtest.triton import _tree_cpu
 from loadtest.triton_alone import Recording, TritonAlone, record
 from tests.conftest import ROOT
 
@@ -74,7 +76,21 @@ def test_command_ends_with_one_line_of_json(server: TritonServer, repository: Pa
         assert run["ratio"] == pytest.approx(np.median(run["ratios"]), abs=1e-3)
         assert 0 < run["ratio"] < 1.5
         assert run["gateway"]["answers"] > 0 and run["triton"]["p99_ms"] > 0
+        assert run["cpu_ratio"] is None  # the Triton of --triton-url may have other callers
     assert summary["wrong"] == 0
+
+
+def test_cpu_time_of_a_process_and_its_children() -> None:
+    """Half a second of work in a child is seen from its parent's process id."""
+    work = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+    child = "import time, sys; [None for _ in iter(lambda: time.process_time() < 0.5, False)]; sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", work, child], stdin=subprocess.PIPE) as process:
+        end = time.monotonic() + 60
+        while (used := _tree_cpu([process.pid])) is None or used < 0.5:
+            assert time.monotonic() < end, used
+            time.sleep(0.05)
+        process.communicate()
+    assert _tree_cpu([process.pid, None]) is None
 
 
 def test_kill_under_load_gives_only_503_and_ends_by_itself(triton_installation: Installation, repository: Path) -> None:
