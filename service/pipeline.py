@@ -47,6 +47,9 @@ Result = TypeVar("Result")
 FEW_PEOPLE = 32
 # Times that a request is begun anew because its models were replaced under it: a second one is rare, a third a fault.
 _REPLACED_UNDER_A_REQUEST = 2
+# A server that changes a model's tensors is without it while the new one is loaded. Longer than this, and it is gone.
+_GAP_SECONDS = 15.0
+_GAP_PAUSE = 0.1
 # Pictures of one detector call: enough to fill a batch, few enough that their pixels do not pile up.
 _GROUP = 16
 
@@ -112,17 +115,33 @@ class PosePipeline:
         stages = stages if stages is not None else Stages()
         if models is not None:
             return await self._run(pictures, options, stages, headers, keep_pixels, models, deadline)
+        arguments = (pictures, options, stages, headers, keep_pixels)
         for _ in range(_REPLACED_UNDER_A_REQUEST):
             with self.engine.hold() as held:
-                before = await self.presets.find(options.model, held)
+                before = await self._found(options.model, held, deadline)
                 try:
-                    return await self._run(pictures, options, stages, headers, keep_pixels, held, deadline)
+                    return await self._run(*arguments, held, deadline)
                 except (ModelNotFound, InferenceFailed, ValueError):
                     # Tensors that do not fit, or a version that is gone: was it another model than the one asked for?
-                    if await self.presets.find(options.model) == before:
+                    if await self._found(options.model, self.engine, deadline) == before:
                         raise
         with self.engine.hold() as held:
-            return await self._run(pictures, options, stages, headers, keep_pixels, held, deadline)
+            return await self._run(*arguments, held, deadline)
+
+    async def _found(self, name: str, models: Models, deadline: float | None) -> tuple[PosePreset, DetectorPreset]:
+        """The model's presets; one that is gone from a server that may be replacing it is waited for."""
+        clock = asyncio.get_running_loop().time
+        end = min(clock() + _GAP_SECONDS, clock() + _GAP_SECONDS if deadline is None else deadline)
+        while True:
+            try:
+                return await self.presets.find(name, models)
+            except ModelNotFound:
+                if not self.engine.has_gaps or not self.presets.knows(name):
+                    raise
+                if clock() > end:
+                    self.presets.forget(name)
+                    raise
+            await asyncio.sleep(_GAP_PAUSE)
 
     async def _run(
         self,

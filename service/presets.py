@@ -152,12 +152,14 @@ class Presets:
 
         Raises:
             InvalidOption: there is no pose model of that name; the detail lists those there are.
-            ModelNotFound: its detector is not loaded, or a config lacks a parameter.
+            ModelNotFound: it was there before, its detector is not loaded, or a config lacks a parameter.
         """
         models = models or self._engine
         try:
             metadata = await models.metadata(name)
         except ModelNotFound:
+            if name in self._known:
+                raise  # a name that was right: the model is being replaced, or was taken away
             raise await self._unknown(name, models) from None
         if metadata.parameters.get("kind") != "pose":
             raise await self._unknown(name, models)
@@ -171,6 +173,14 @@ class Presets:
         detector = detector_preset(detector_metadata)
         self._known[name] = (metadata, detector_metadata, pose, detector)
         return pose, detector
+
+    def knows(self, name: str) -> bool:
+        """Whether that model was found before."""
+        return name in self._known
+
+    def forget(self, name: str) -> None:
+        """Take the model for one that is not there, when it cannot be found again."""
+        self._known.pop(name, None)
 
     async def names(self, models: Models | None = None) -> list[str]:
         """Names of the pose models, sorted."""

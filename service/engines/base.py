@@ -88,6 +88,8 @@ class Engine(Models):
     unavailable: str | None = None
     #: Why what lies in the model repository now is not what is served; None where it is, or nobody knows.
     refused: str | None = None
+    #: Whether a model may be gone for the seconds in which it is replaced by one of other tensors (Triton's way).
+    has_gaps: bool = False
     #: What new models have to pass before they replace the old ones, in engines that replace models themselves.
     trial: Trial | None = None
 

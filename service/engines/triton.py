@@ -65,6 +65,7 @@ class TritonEngine(Engine):
     """A Triton server as an engine. One channel for each engine, made by ``start``."""
 
     kind = "triton"
+    has_gaps = True
 
     def __init__(self, url: str, settings: TritonSettings | None = None) -> None:
         """``url`` is host:port of the gRPC port; nothing is sent before ``start``."""

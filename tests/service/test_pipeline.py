@@ -278,3 +278,28 @@ async def test_the_event_loop_stays_free_while_pixels_are_worked_on(engine: Fake
     await work
     assert longest < 0.15
     pipeline.close()
+
+
+async def test_a_model_that_is_being_replaced_is_waited_for(pipeline: PosePipeline, engine: FakeEngine) -> None:
+    """Triton is without a model while it loads one of other tensors: callers shall not notice."""
+    engine.has_gaps = True
+    expected = await pipeline.run([one(*CARDS)], PoseOptions())
+    gone = engine._models.pop("pose")
+    asking = asyncio.ensure_future(pipeline.run([one(*CARDS)], PoseOptions()))
+    await asyncio.sleep(0.3)
+    assert not asking.done()
+    engine._models["pose"] = gone
+    assert np.array_equal((await asking).pictures[0].people.keypoints, expected.pictures[0].people.keypoints)
+
+
+async def test_a_model_that_stays_away_is_told(
+    pipeline: PosePipeline, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.pipeline._GAP_SECONDS", 0.2)
+    engine.has_gaps = True
+    await pipeline.run([one(*CARDS)], PoseOptions())
+    del engine._models["pose"]
+    with pytest.raises(ModelNotFound, match="'pose' is not loaded"):
+        await pipeline.run([one(*CARDS)], PoseOptions())
+    with pytest.raises(ModelNotFound, match="no pose model"):  # at once: it is known to be gone
+        await pipeline.run([one(*CARDS)], PoseOptions())
