@@ -89,6 +89,9 @@ def compare_precision(
         list[_Boxes] | None, typer.Option(help="of the labels or the detector's own, repeatable; default: both")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="only so many pictures of the validation set")] = None,
+    box_threshold: Annotated[
+        float | None, typer.Option(min=0, max=1, help="lowest box score that is posed; default: the evaluation's")
+    ] = None,
     data: Annotated[
         tuple[Path, Path] | None, typer.Option(help="pictures to compare answers on; default: of TRITONPOSE_DATA")
     ] = None,
@@ -103,7 +106,7 @@ def compare_precision(
     chosen = tuple(each.value for each in boxes) if boxes else tuple(each.value for each in _Boxes)
     request = CompareRequest(
         repository=repository, variants=tuple(variants), data=data, count=count, rounds=rounds, validation=validation,
-        boxes=chosen, limit=limit,
+        boxes=chosen, limit=limit, box_threshold=box_threshold,
     )  # fmt: skip
     try:
         run_compare(request, console)
