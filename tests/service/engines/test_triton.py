@@ -141,6 +141,7 @@ async def test_a_cancelled_call_is_cancelled_at_the_server(engine: TritonEngine)
             break
         except Overloaded:
             await asyncio.sleep(0.05)
+    await asyncio.sleep(0.5)  # a run is counted after its answer was sent
     assert await executions(engine, "slow") == before + 2
 
 
@@ -215,10 +216,19 @@ async def test_kill_in_the_middle(engine: TritonEngine, small_triton: TritonServ
     assert engine.transport.sent_bytes["shared_memory"] > before, "registered again"
 
 
+def stand_still(pid: int) -> None:
+    """Stop a process; the signal takes its time to reach all threads."""
+    os.kill(pid, signal.SIGSTOP)
+    while any(
+        stat.read_text().rpartition(")")[2].split()[0] != "T" for stat in Path(f"/proc/{pid}/task").glob("*/stat")
+    ):
+        time.sleep(0.01)
+
+
 async def test_a_server_that_stands_still(engine: TritonEngine, small_triton: TritonServer) -> None:
     pid = small_triton.pid
     assert pid is not None
-    os.kill(pid, signal.SIGSTOP)
+    stand_still(pid)
     try:
         began = time.monotonic()
         with pytest.raises(EngineUnavailable, match="does not answer"):
@@ -250,7 +260,7 @@ async def test_a_call_without_a_deadline_does_not_hang(engine: TritonEngine, sma
     assert pid is not None
     call = asyncio.ensure_future(engine.infer("slow", turning(2_000_000)))
     await asyncio.sleep(0.2)
-    os.kill(pid, signal.SIGSTOP)
+    stand_still(pid)
     try:
         began = time.monotonic()
         with pytest.raises(EngineUnavailable):
