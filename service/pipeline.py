@@ -49,7 +49,7 @@ FEW_PEOPLE = 32
 _REPLACED_UNDER_A_REQUEST = 2
 # A server that changes a model's tensors is without it while the new one is loaded. Longer than this, and it is gone.
 _GAP_SECONDS = 15.0
-_GAP_PAUSE = 0.1
+_GAP_PAUSE = 0.2
 # Pictures of one detector call: enough to fill a batch, few enough that their pixels do not pile up.
 _GROUP = 16
 
@@ -116,25 +116,34 @@ class PosePipeline:
         if models is not None:
             return await self._run(pictures, options, stages, headers, keep_pixels, models, deadline)
         arguments = (pictures, options, stages, headers, keep_pixels)
-        for _ in range(_REPLACED_UNDER_A_REQUEST):
+        clock = asyncio.get_running_loop().time
+        gap_ends: float | None = None
+        replaced = 0
+        while True:
+            await self._found(options.model, deadline)
             with self.engine.hold() as held:
-                before = await self._found(options.model, held, deadline)
+                before = await self.presets.find(options.model, held)
                 try:
                     return await self._run(*arguments, held, deadline)
-                except (ModelNotFound, InferenceFailed, ValueError):
+                except (ModelNotFound, InferenceFailed, ValueError) as error:
                     # Tensors that do not fit, or a version that is gone: was it another model than the one asked for?
-                    if await self._found(options.model, self.engine, deadline) == before:
+                    if await self._found(options.model, deadline) != before and replaced < _REPLACED_UNDER_A_REQUEST:
+                        replaced += 1
+                        continue
+                    # The ensemble is still the old one, but a part of it is gone: the new ones are on their way.
+                    gap_ends = gap_ends or clock() + _GAP_SECONDS
+                    late = clock() > gap_ends or (deadline is not None and clock() > deadline)
+                    if late or not (self.engine.has_gaps and isinstance(error, ModelNotFound)):
                         raise
-        with self.engine.hold() as held:
-            return await self._run(*arguments, held, deadline)
+            await asyncio.sleep(_GAP_PAUSE)
 
-    async def _found(self, name: str, models: Models, deadline: float | None) -> tuple[PosePreset, DetectorPreset]:
+    async def _found(self, name: str, deadline: float | None) -> tuple[PosePreset, DetectorPreset]:
         """The model's presets; one that is gone from a server that may be replacing it is waited for."""
         clock = asyncio.get_running_loop().time
         end = min(clock() + _GAP_SECONDS, clock() + _GAP_SECONDS if deadline is None else deadline)
         while True:
             try:
-                return await self.presets.find(name, models)
+                return await self.presets.find(name)
             except ModelNotFound:
                 if not self.engine.has_gaps or not self.presets.knows(name):
                     raise

@@ -9,16 +9,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from tritonclient.utils import InferenceServerException
 
-from service.engines.base import Array, Engine, ModelMetadata, Tensors
+from service.engines.base import Array, Engine, ModelMetadata, Models, Tensors
 from service.engines.statistics import TransportStatistics
 from service.engines.tensors import check_inputs, empty_outputs, join_rows, split_rows
+from service.engines.triton_catalogue import Catalogue
 from service.engines.triton_errors import never_sent, region_unknown, translate
 from service.engines.triton_memory import Region, SharedRegions
 from service.engines.triton_server import TritonServer
@@ -114,8 +115,14 @@ class TritonEngine(Engine):
         )
 
     async def infer(self, model: str, inputs: Tensors, *, timeout: float | None = None) -> dict[str, Array]:
-        """Run one request; see :meth:`Engine.infer`."""
-        metadata = self._metadata(model)
+        """Run one request on the latest version; see :meth:`Models.infer`."""
+        return await self.run(self._metadata(model), "", inputs, timeout)
+
+    async def run(
+        self, metadata: ModelMetadata, version: str, inputs: Tensors, timeout: float | None
+    ) -> dict[str, Array]:
+        """Run one request on a version as the server names it, empty for its latest."""
+        model = metadata.name
         rows = check_inputs(metadata, inputs)
         if rows == 0:
             return empty_outputs(metadata)
@@ -125,7 +132,7 @@ class TritonEngine(Engine):
         self._in_flight += 1
         outcome = "cancelled"
         try:
-            answers = await _all_or_none([self._part(metadata, part, deadline) for part in parts])
+            answers = await _all_or_none([self._part(metadata, version, part, deadline) for part in parts])
             outcome = "ok"
             return join_rows(answers)
         except ServiceError as error:
@@ -136,6 +143,11 @@ class TritonEngine(Engine):
             self._in_flight -= 1
             if self._in_flight == 0:
                 self._idle.set()
+
+    @contextmanager
+    def hold(self) -> Iterator[Models]:
+        """The models as they are known now: what has been replaced since is ModelNotFound, and asked for again."""
+        yield _Held(self, self._server.catalogue)
 
     async def models(self) -> list[str]:
         """Names of the loaded models, sorted. Raises EngineUnavailable."""
@@ -182,8 +194,11 @@ class TritonEngine(Engine):
             raise EngineUnavailable(self._server.gone or "the engine is not started")
 
     def _metadata(self, model: str) -> ModelMetadata:
+        return self.find(model, self._server.catalogue)
+
+    def find(self, model: str, catalogue: Catalogue) -> ModelMetadata:
+        """A model of a catalogue. Raises ModelNotFound, EngineUnavailable."""
         self._require()
-        catalogue = self._server.catalogue
         if model not in catalogue.models:
             why = catalogue.troubles.get(model)
             raise ModelNotFound(
@@ -192,17 +207,19 @@ class TritonEngine(Engine):
             )
         return catalogue.models[model]
 
-    async def _part(self, metadata: ModelMetadata, inputs: Tensors, deadline: float | None) -> dict[str, Array]:
+    async def _part(
+        self, metadata: ModelMetadata, version: str, inputs: Tensors, deadline: float | None
+    ) -> dict[str, Array]:
         """At most ``max_batch_size`` rows."""
         async with self._turn(metadata.name, deadline):
             region = await self._borrow(inputs)
             if region is None:
-                result = await self._send(metadata.name, self._requested(metadata, inputs, None), deadline)
+                result = await self._send(metadata.name, version, self._requested(metadata, inputs, None), deadline)
                 return read_outputs(metadata, inputs, result)
             answered = False
             try:
                 tensors = self._requested(metadata, inputs, region)
-                result = await self._send(metadata.name, tensors, deadline)
+                result = await self._send(metadata.name, version, tensors, deadline)
                 answered = True
             except (Overloaded, InferenceFailed, ModelNotFound):
                 answered = True
@@ -210,12 +227,12 @@ class TritonEngine(Engine):
             except _RegionUnknown:
                 answered = True
                 self._regions.server_restarted()
-                result = await self._send(metadata.name, self._requested(metadata, inputs, None), deadline)
+                result = await self._send(metadata.name, version, self._requested(metadata, inputs, None), deadline)
             finally:
                 self._regions.give_back(region, answered=answered)
             return read_outputs(metadata, inputs, result)
 
-    async def _send(self, model: str, tensors: Sequence[Any], deadline: float | None) -> Any:
+    async def _send(self, model: str, version: str, tensors: Sequence[Any], deadline: float | None) -> Any:
         """One call. Only what found no connection is sent again, for a quarter of a second or until that is no news."""
         clock, sent = asyncio.get_running_loop().time, time.monotonic()
         patience = clock() + _RETRY_SECONDS
@@ -227,7 +244,9 @@ class TritonEngine(Engine):
                 raise DeadlineExceeded(f"model {model!r} did not answer in time")
             try:
                 microseconds = None if left is None else max(1, int(left * 1e6))
-                call = self._server.client.infer(model, tensors, timeout=microseconds, client_timeout=left)
+                call = self._server.client.infer(
+                    model, tensors, model_version=version, timeout=microseconds, client_timeout=left
+                )
                 return await (call if left is not None else self._while_server_lives(call))
             except asyncio.CancelledError:
                 if self._cut:  # not the caller went away, but the channel
@@ -291,6 +310,26 @@ class TritonEngine(Engine):
     async def _server_polled(self) -> None:
         await self._regions.polled(self._server.client)
         self.transport.shared_memory = self._regions.enabled
+
+
+class _Held(Models):
+    """The models of one catalogue, each at the version that answered then.
+
+    Ensembles are served in one version only (see export/configs.py), whose number changes together with its preset.
+    """
+
+    def __init__(self, engine: TritonEngine, catalogue: Catalogue) -> None:
+        self._engine, self._catalogue = engine, catalogue
+
+    async def infer(self, model: str, inputs: Tensors, *, timeout: float | None = None) -> dict[str, Array]:
+        metadata = self._engine.find(model, self._catalogue)
+        return await self._engine.run(metadata, str(max(metadata.versions)), inputs, timeout)
+
+    async def models(self) -> list[str]:
+        return sorted(self._catalogue.models)
+
+    async def metadata(self, model: str) -> ModelMetadata:
+        return self._engine.find(model, self._catalogue)
 
 
 class _RegionUnknown(Exception):
