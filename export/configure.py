@@ -85,6 +85,7 @@ def _copy_layout(repository: Path, work: Path, *, graphs: bool) -> None:
 def _rewrite(path: Path, request: ConfigureRequest) -> bool:
     """Write one model's config anew, in the working copy; whether it says something else than before."""
     config, before = read_config(path), read_config(path)
+    config.name = path.parent.name  # Triton takes the folder's where none is given; engine caches are named after it
     if config.platform == ENSEMBLE:
         _use_newest(path.parent, config)
     elif config.platform == ONNX or config.backend == "onnxruntime":
