@@ -131,10 +131,15 @@ def test_everybody_pasted_into_a_sample_has_a_box() -> None:
 
 
 def test_pasting_over_people_ignores_those_who_vanish() -> None:
-    """People drawn again and again at one size in a small picture: who is covered by more than 0.7 is no person."""
-    drawn = samples({"pasted": 12, "pasted_height": (100.0, 110.0)})
-    ignored = sum(len(drawn[index][1].ignored) for index in range(20))
-    assert ignored > 0
+    """Many people pasted at one place: the more of them must be seen, the fewer are to be found."""
+    counts = []
+    for least in (0.0, 0.3, 0.9):
+        drawn = samples({"pasted": 12, "pasted_height": (100.0, 110.0), "min_visible": least})
+        targets = [drawn[index][1] for index in range(20)]
+        counts.append((sum(len(t.people) for t in targets), sum(len(t.ignored) for t in targets)))
+    (all_seen, none_ignored), (some_seen, some_ignored), (few_seen, most_ignored) = counts
+    assert all_seen > some_seen > few_seen > 0
+    assert none_ignored < some_ignored < most_ignored
 
 
 def test_sizes_change_by_batch_and_scale_what_is_shown() -> None:

@@ -53,6 +53,17 @@ def test_a_place_between_two_people_belongs_to_the_one_it_boxes_better() -> None
     assert found.quality[:4].tolist() == pytest.approx([1.0] * 4, abs=1e-4)
 
 
+def test_who_does_not_own_a_place_has_no_say_in_its_quality() -> None:
+    points, strides = level()
+    people = torch.tensor([[0.0, 0.0, 16.0, 8.0], [0.0, 0.0, 32.0, 8.0]])
+    boxes, scores = people[1].repeat(16, 1), torch.full((16,), 0.5)
+    # IoU 2/3 with the first person, whose best place it is, and 3/4 with the second, who has better ones.
+    boxes[0] = torch.tensor([0.0, 0.0, 24.0, 8.0])
+    found = assign(points, strides, boxes, scores, Target(people, NOWHERE), AssignmentRules(places=4))
+    assert found.owner[0] == 1
+    assert float(found.quality[0]) == pytest.approx(0.75**6, abs=1e-4)
+
+
 def test_somebody_smaller_than_a_cell_has_a_place_on_the_finest_level() -> None:
     points, strides = places([4, 2], [8, 16], torch.device("cpu"))
     tiny = torch.tensor([[9.0, 17.0, 11.0, 20.0]])

@@ -38,7 +38,7 @@ class OneStageConfig(DetectorConfig):
     backbone: ResNetName = "light"
     width: int = Field(32, ge=8, description="channels of the light backbone's first stage")
     blocks: tuple[int, int, int, int] = Field((2, 2, 2, 2), description="of the light backbone's stages")
-    channels: int = Field(64, ge=8, description="of the pyramid and the head")
+    channels: int = Field(48, ge=8, description="of the pyramid and the head")
     shared: int = Field(1, ge=0, description="3x3 convolutions of the head that scores and boxes share")
     apart: int = Field(1, ge=0, description="3x3 convolutions that each of the two has to itself")
     bins: int = Field(16, ge=2, description="a distance is a distribution over 0 .. bins - 1 strides")

@@ -141,4 +141,5 @@ PUBLISHED: tuple[Published, ...] = (
         19.386354, ap=22.8, source=_TORCHVISION, kind="detector",
     ),
     Published("Faster R-CNN, light, 384x384", {"name": "faster_rcnn"}, source=_OURS, kind="detector"),
+    Published("One stage, light, 384x384", {"name": "one_stage"}, source=_OURS, kind="detector"),
 )  # fmt: skip
