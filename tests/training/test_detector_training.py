@@ -110,7 +110,15 @@ def test_wrong_recipe_names_the_field(recipe: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["detector_light", "detector_r50", "detector_r50_v2", "detector_mobilenet", "detector_megvii"]
+    "name",
+    [
+        "detector_light",
+        "detector_r50",
+        "detector_r50_v2",
+        "detector_mobilenet",
+        "detector_megvii",
+        "detector_one_stage",
+    ],
 )
 def test_recipes_of_the_repository_are_valid(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITONPOSE_DATA", "/data")
