@@ -61,6 +61,8 @@ class Image:
                 r"(HOME|TMPDIR|SSL_\w+|\w+_proxy|\w+_PROXY|UV_\w*(INDEX|URL|CACHE|CERT)\w*|PIP_\w+|XDG_\w+)$", key
             )
         }
+        # As scripts/environment.py does it: a machine may trust certificates that uv does not bring along.
+        kept.setdefault("UV_SYSTEM_CERTS", "1")
         kept["PATH"] = f"{self.base}:/usr/local/bin:/usr/bin:/bin"
         for stage in ancestry(STAGES, name):
             for line in stage.values("ENV"):
