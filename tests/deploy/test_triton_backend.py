@@ -100,7 +100,7 @@ def test_instances_are_as_many_as_the_config_says(server: TritonServer, client: 
     assert client.get_model_config("thrice").config.instance_group[0].count == 3
     assert ask(client, "thrice", x=rows(2)).as_numpy("y").tolist() == (3 * rows(2)).tolist()
     log = server.log.read_text(errors="replace")
-    assert [f"thrice_{number} (CPU device 0)" in log for number in range(4)] == [True, True, True, False]
+    assert [f"thrice_0_{number} (CPU device 0)" in log for number in range(4)] == [True, True, True, False]
 
 
 def test_each_version_is_its_own_folder(client: grpc.InferenceServerClient) -> None:
