@@ -127,10 +127,11 @@ async def test_a_full_queue_is_told_at_once(engine: TritonEngine, model: str) ->
 async def test_a_cancelled_call_is_cancelled_at_the_server(engine: TritonEngine) -> None:
     """A caller who hangs up must not cost a run of the network."""
     before = await executions(engine, "slow")
-    first = asyncio.ensure_future(engine.infer("slow", turning(200_000)))
+    first = asyncio.ensure_future(engine.infer("slow", turning(1_000_000)))
     await asyncio.sleep(0.2)
     waiting = [asyncio.ensure_future(engine.infer("slow", turning(200_000))) for _ in range(2)]
     await asyncio.sleep(0.2)
+    assert not first.done()
     for task in waiting:
         task.cancel()
     assert [type(one) for one in await asyncio.gather(*waiting, return_exceptions=True)] == [asyncio.CancelledError] * 2
