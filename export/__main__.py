@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from typer.core import TyperGroup
 
 from export.commands import check_repository, configure
 from export.precision.command import compare_precision, quantize
 from export.tensorrt_plans.command import tensorrt
+from export.terminal import make_console, refusals
 
 
 class _Commands(TyperGroup):
@@ -30,9 +30,7 @@ app.command("configure")(configure)
 app.command("quantize")(quantize)
 app.command("compare-precision")(compare_precision)
 app.command("tensorrt")(tensorrt)
-console = Console()
-if not console.is_terminal:
-    console.width = 120  # a log has room for the table
+console = make_console(120)
 
 
 class _Precision(str, Enum):
@@ -84,7 +82,6 @@ def export(
 ) -> None:
     """Write checkpoints as ONNX models and ensembles; refuses (exit 1) when they do not answer as trained."""
     # Torch takes seconds to import: --help should not.
-    from export.checkpoints import ExportError
     from export.installation import ExportRequest, run_export
     from export.plans import PlanOptions
 
@@ -97,11 +94,8 @@ def export(
         check_data=check_data, check_count=check_count, metrics=tuple(metrics or ()),
         convention=convention.value if convention else None, refinement=refine.value if refine else None,
     )  # fmt: skip
-    try:
+    with refusals(console, "not exported"):
         run_export(request, console)
-    except ExportError as error:
-        console.print(f"[red]not exported:[/red] {error}", soft_wrap=True, highlight=False)
-        raise typer.Exit(1) from error
 
 
 if __name__ == "__main__":

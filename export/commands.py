@@ -7,13 +7,12 @@ from typing import Annotated
 
 import typer
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
+from export.terminal import make_console, refusals
+
 _REPOSITORY = Path("model_repository")
-_console = Console()
-if not _console.is_terminal:
-    _console.width = 120
+_console = make_console(120)
 
 
 def configure(
@@ -34,7 +33,6 @@ def configure(
     threads: Annotated[int | None, typer.Option(min=0, help="threads of a run on a CPU; 0 for all cores")] = None,
 ) -> None:
     """Write each model's config.pbtxt anew, with the newest versions in use; the graphs stay as they are."""
-    from export.checkpoints import ExportError
     from export.configs import Accelerator
     from export.configure import ConfigureRequest
     from export.configure import configure as run
@@ -48,11 +46,8 @@ def configure(
         gpu_memory=gpu_memory * 2**20 if gpu_memory else None,
         threads=threads,
     )
-    try:
+    with refusals(_console, "not configured"):
         changed = run(request)
-    except ExportError as error:
-        _console.print(f"[red]not configured:[/red] {error}", soft_wrap=True, highlight=False)
-        raise typer.Exit(1) from error
     what = f"changed: {', '.join(changed)}" if changed else "nothing changed"
     _console.print(f"{into or repository}: {what}", soft_wrap=True, highlight=False)
 

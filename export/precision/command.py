@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+
+from export.terminal import make_console, refusals
 
 _REPOSITORY = Path("model_repository")
+WIDTH = 160  # tables of many columns
 
 
 class _Precision(str, Enum):
@@ -61,22 +63,18 @@ def quantize(
     keep: Annotated[int, typer.Option(min=1, help="versions kept of each model")] = 2,
 ) -> None:
     """Write networks in FP16 or INT8; refuses (exit 1) when they do not answer nearly as the float ones."""
-    from export.checkpoints import ExportError
     from export.precision.conversion import QuantizeRequest, run_quantize
     from export.precision.int8 import Int8Options
 
-    console = wide_console()
+    console = make_console(WIDTH)
     nodes = None if keep_float is None else tuple(node for node in keep_float if node != "none")
     request = QuantizeRequest(
         repository=repository, into=into, precision=precision.value, models=tuple(model or ()), float_nodes=nodes,
         float_share=float_share, options=Int8Options(activations.value, method.value), data=data, count=count,
         keep=keep,
     )  # fmt: skip
-    try:
+    with refusals(console, "not converted"):
         run_quantize(request, console)
-    except ExportError as error:
-        console.print(f"[red]not converted:[/red] {error}", soft_wrap=True, highlight=False)
-        raise typer.Exit(1) from error
 
 
 def compare_precision(
@@ -99,25 +97,13 @@ def compare_precision(
     rounds: Annotated[int, typer.Option(min=3, help="timed runs of each network, in turn")] = 20,
 ) -> None:
     """Print size, speed, differences and AP of other precisions beside float32, in Markdown."""
-    from export.checkpoints import ExportError
     from export.precision.figures import CompareRequest, run_compare
 
-    console = wide_console()
+    console = make_console(WIDTH)
     chosen = tuple(each.value for each in boxes) if boxes else tuple(each.value for each in _Boxes)
     request = CompareRequest(
         repository=repository, variants=tuple(variants), data=data, count=count, rounds=rounds, validation=validation,
         boxes=chosen, limit=limit, box_threshold=box_threshold,
     )  # fmt: skip
-    try:
+    with refusals(console, "not compared"):
         run_compare(request, console)
-    except ExportError as error:
-        console.print(f"[red]not compared:[/red] {error}", soft_wrap=True, highlight=False)
-        raise typer.Exit(1) from error
-
-
-def wide_console() -> Console:
-    """A console that does not fold tables where the output is a file."""
-    console = Console()
-    if not console.is_terminal:
-        console.width = 160
-    return console

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
@@ -16,7 +17,9 @@ from export.precision.calibration import Pixels, network_input
 from export.samples import Samples
 from service.engines.base import Array, Engine, Tensors
 from service.engines.config import ModelConfig
+from service.engines.embedded import EmbeddedEngine
 from service.engines.ensembles import run_ensemble
+from service.engines.sessions import RuntimeSettings
 from service.suppression import iou_nms
 
 Kind = Literal["pose", "detector"]
@@ -121,6 +124,16 @@ async def ask(asked: Asked, wanted: Sequence[Question]) -> list[dict[str, Array]
             parts.append(await asked.infer(question.model, chunk))
         found.append({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
     return found
+
+
+async def answers_of(repository: Path, wanted: Sequence[Question]) -> list[dict[str, Array]]:
+    """What a repository answers through the embedded engine. Raises ServiceError when it does not load or run."""
+    engine = EmbeddedEngine(repository, RuntimeSettings())
+    await engine.start()
+    try:
+        return await ask(engine, wanted)
+    finally:
+        await engine.close()
 
 
 def compare(

@@ -19,7 +19,7 @@ from export.checkpoints import ExportError
 from export.installation import differences_table
 from export.parity import Difference
 from export.precision.calibration import CalibrationFeed, Pictures, load_pictures, network_input
-from export.precision.comparison import Replaced, Run, ask, compare, questions
+from export.precision.comparison import Replaced, Run, answers_of, ask, compare, questions
 from export.precision.half import half_precision
 from export.precision.int8 import Int8Options, calibrate, quantize
 from export.precision.regions import WEIGHTED, Block, blocks, costs, prepared, session, weighted
@@ -229,18 +229,10 @@ def check_staged(
     """
     wanted = questions(configs, names, pictures.comparison, count)
 
-    async def answers(folder: Path) -> list[dict[str, Array]]:
-        engine = EmbeddedEngine(folder, RuntimeSettings())
-        await engine.start()
-        try:
-            return await ask(engine, wanted)
-        finally:
-            await engine.close()
-
     with staging_folder(staged) as view:
         link_view(configs, staged, view)
         try:
-            expected, found = asyncio.run(answers(repository)), asyncio.run(answers(view))
+            expected, found = asyncio.run(answers_of(repository, wanted)), asyncio.run(answers_of(view, wanted))
         except ServiceError as error:
             raise ExportError(f"the converted models do not run: {error}") from error
     return compare(wanted, expected, found, precision)

@@ -16,11 +16,10 @@ from rich.table import Table
 
 from export.checkpoints import ExportError
 from export.precision.calibration import Pictures, load_pictures, network_input
-from export.precision.comparison import LIMITS, Question, apart, ask, questions
+from export.precision.comparison import LIMITS, Question, answers_of, apart, questions
 from export.precision.conversion import chosen_networks, read_configs
 from service.engines.base import Array
 from service.engines.config import ModelConfig
-from service.engines.embedded import EmbeddedEngine
 from service.engines.sessions import OnnxModel, RuntimeSettings
 from service.settings import Settings
 from training.answers import EvaluationError, InProcess
@@ -91,7 +90,7 @@ def _network_table(
         times = _timed(list(forms.values()), network_input(configs[name].metadata, pictures.comparison, _ROWS),
                        request.rounds)  # fmt: skip
         wanted = questions(configs, [name], pictures.comparison, request.count)[:1]
-        (expected,) = asyncio.run(_answers(request.repository, wanted))
+        (expected,) = asyncio.run(answers_of(request.repository, wanted))
         for index, (label, config) in enumerate(forms.items()):
             assert config.onnx is not None
             size = f"{config.onnx.stat().st_size / 1e6:.1f}"
@@ -101,7 +100,7 @@ def _network_table(
                 table.add_row(name, label, size, own[0], "1", own[1], "1", "", "", "")
                 continue
             wall, processor = (_ratios(times[0][kind], times[index][kind]) for kind in (0, 1))
-            (answer,) = asyncio.run(_answers(config.source.parent.parent, wanted))
+            (answer,) = asyncio.run(answers_of(config.source.parent.parent, wanted))
             far = _difference(wanted[0], expected, answer)
             table.add_row(name, label, size, own[0], _spread(wall), own[1], f"{statistics.median(processor):.2f}", *far)
     return table
@@ -132,15 +131,6 @@ def _ratios(base: Sequence[float], own: Sequence[float]) -> list[float]:
 def _spread(ratios: Sequence[float]) -> str:
     low, high = (ratios[round(share * (len(ratios) - 1))] for share in (0.05, 0.95))
     return f"{statistics.median(ratios):.2f} ({low:.2f} to {high:.2f})"
-
-
-async def _answers(repository: Path, wanted: Sequence[Question]) -> list[dict[str, Array]]:
-    engine = EmbeddedEngine(repository, RuntimeSettings())
-    await engine.start()
-    try:
-        return await ask(engine, wanted)
-    finally:
-        await engine.close()
 
 
 def _difference(question: Question, expected: Mapping[str, Array], answer: Mapping[str, Array]) -> list[str]:

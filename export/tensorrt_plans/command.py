@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from export.precision.command import wide_console
+from export.precision.command import WIDTH
+from export.terminal import make_console, refusals
 
 
 class _Precision(str, Enum):
@@ -47,19 +48,15 @@ def tensorrt(
     count: Annotated[int, typer.Option(min=8, help="pictures to calibrate with, as many others to compare on")] = 64,
 ) -> None:
     """Build TensorRT plans on a GPU machine; without TensorRT or a GPU, says exactly what is missing (exit 1)."""
-    from export.checkpoints import ExportError
     from export.tensorrt_plans.builder import BuildOptions
     from export.tensorrt_plans.conversion import PlanRequest, run_tensorrt
 
-    console = wide_console()
+    console = make_console(WIDTH)
     request = PlanRequest(
         repository=repository, into=into, precision=precision.value, models=tuple(model or ()),
         version=tensorrt_version, batches=batches, float_nodes=tuple(keep_float) if keep_float else None,
         float_share=float_share, build=BuildOptions(int(workspace * 2**30), level, timing_cache), data=data,
         count=count,
     )  # fmt: skip
-    try:
+    with refusals(console, "no plans"):
         run_tensorrt(request, console)
-    except ExportError as error:
-        console.print(f"[red]no plans:[/red] {error}", soft_wrap=True, highlight=False)
-        raise typer.Exit(1) from error
