@@ -24,6 +24,7 @@ from loadtest.closed_loop import Outcome
 from loadtest.pace import Round, rate
 from service.engine_choice import open_engine
 from service.engines.base import Array, ModelMetadata, Models, Tensors
+from service.engines.triton_tensors import large_inputs
 from service.options import PoseOptions
 from service.pipeline import PosePipeline
 from service.settings import Settings
@@ -31,8 +32,6 @@ from service.steps import Picture
 
 _REGION = "loadtest-tensors"
 _ALIGN = 64
-# The gateway's own bound: smaller tensors go inside the message.
-_LEAST_BYTES = 16 * 1024
 # A batch of other company rounds otherwise; these are pixels and scores.
 _TOLERANCE = {"keypoints": 0.5, "scores": 0.01}
 
@@ -167,10 +166,10 @@ class TritonAlone:
         return True
 
     def _inputs(self, call: Call) -> list[grpc.InferInput]:
-        prepared = []
+        prepared, large = [], large_inputs(call.inputs)  # as the gateway's engine does it
         for name, array in call.inputs.items():
             tensor = grpc.InferInput(name, array.shape, np_to_triton_dtype(array.dtype))
-            if self.shared and array.nbytes >= _LEAST_BYTES:
+            if self.shared and name in large:
                 shared_memory.set_shared_memory_region(self._region, [array], offset=self._offset)
                 tensor.set_shared_memory(_REGION, array.nbytes, self._offset)
                 self._offset += _aligned(array.nbytes)

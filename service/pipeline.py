@@ -114,7 +114,8 @@ class PosePipeline:
         """
         stages = stages if stages is not None else Stages()
         if models is not None:
-            return await self._run(pictures, options, stages, headers, keep_pixels, models, deadline)
+            presets = await self.presets.find(options.model, models)
+            return await self._run(pictures, options, stages, headers, keep_pixels, models, presets, deadline)
         arguments = (pictures, options, stages, headers, keep_pixels)
         clock = asyncio.get_running_loop().time
         gap_ends: float | None = None
@@ -124,7 +125,7 @@ class PosePipeline:
             with self.engine.hold() as held:
                 before = await self.presets.find(options.model, held)
                 try:
-                    return await self._run(*arguments, held, deadline)
+                    return await self._run(*arguments, held, before, deadline)
                 except (ModelNotFound, InferenceFailed, ValueError) as error:
                     # Tensors that do not fit, or a version that is gone: was it another model than the one asked for?
                     if await self._found(options.model, deadline) != before and replaced < _REPLACED_UNDER_A_REQUEST:
@@ -140,7 +141,9 @@ class PosePipeline:
     async def _found(self, name: str, deadline: float | None) -> tuple[PosePreset, DetectorPreset]:
         """The model's presets; one that is gone from a server that may be replacing it is waited for."""
         clock = asyncio.get_running_loop().time
-        end = min(clock() + _GAP_SECONDS, clock() + _GAP_SECONDS if deadline is None else deadline)
+        end = clock() + _GAP_SECONDS
+        if deadline is not None:
+            end = min(end, deadline)
         while True:
             try:
                 return await self.presets.find(name)
@@ -160,9 +163,10 @@ class PosePipeline:
         headers: Sequence[ImageHeader] | None,
         keep_pixels: bool,
         models: Models,
+        presets: tuple[PosePreset, DetectorPreset],
         deadline: float | None,
     ) -> Answer:
-        pose, detector = await self.presets.find(options.model, models)
+        pose, detector = presets
         options = fill_in(options, pose, detector)
         run = _Run(self, models, options, pose, detector, stages, keep_pixels, deadline)
         if headers is None:

@@ -43,6 +43,7 @@ _RETRY_PAUSE = 0.05
 _CALL_SECONDS = 1.5
 # A server that answers no poll for so long, after it was given up, loses the calls that have no deadline.
 _SILENT_SECONDS = 10
+_NOTHING: Tensors = {}
 
 
 @dataclass(frozen=True)
@@ -212,13 +213,14 @@ class TritonEngine(Engine):
     ) -> dict[str, Array]:
         """At most ``max_batch_size`` rows."""
         async with self._turn(metadata.name, deadline):
-            region = await self._borrow(inputs)
+            large = large_inputs(inputs)
+            region = await self._regions.borrow(self._server.client, Region.needed(large)) if large else None
             if region is None:
-                result = await self._send(metadata.name, version, self._requested(metadata, inputs, None), deadline)
+                result = await self._send(metadata.name, version, self._requested(metadata, inputs), deadline)
                 return read_outputs(metadata, inputs, result)
             answered = False
             try:
-                tensors = self._requested(metadata, inputs, region)
+                tensors = self._requested(metadata, inputs, large, region)
                 result = await self._send(metadata.name, version, tensors, deadline)
                 answered = True
             except (Overloaded, InferenceFailed, ModelNotFound):
@@ -227,7 +229,7 @@ class TritonEngine(Engine):
             except _RegionUnknown:
                 answered = True
                 self._regions.server_restarted()
-                result = await self._send(metadata.name, version, self._requested(metadata, inputs, None), deadline)
+                result = await self._send(metadata.name, version, self._requested(metadata, inputs), deadline)
             finally:
                 self._regions.give_back(region, answered=answered)
             return read_outputs(metadata, inputs, result)
@@ -297,15 +299,12 @@ class TritonEngine(Engine):
         finally:
             self._turns.release()
 
-    async def _borrow(self, inputs: Tensors) -> Region | None:
-        large = large_inputs(inputs)
-        return await self._regions.borrow(self._server.client, Region.needed(large)) if large else None
-
-    def _requested(self, metadata: ModelMetadata, inputs: Tensors, region: Region | None) -> list[Any]:
-        shared = large_inputs(inputs) if region is not None else {}
+    def _requested(
+        self, metadata: ModelMetadata, inputs: Tensors, shared: Tensors = _NOTHING, region: Region | None = None
+    ) -> list[Any]:
         for name, array in inputs.items():
             self.transport.sent_bytes["shared_memory" if name in shared else "grpc"] += array.nbytes
-        return write_inputs(metadata, inputs, region)
+        return write_inputs(metadata, inputs, shared, region)
 
     async def _server_polled(self) -> None:
         await self._regions.polled(self._server.client)

@@ -20,9 +20,11 @@ def large_inputs(inputs: Tensors) -> Mapping[str, Array]:
     return {name: a for name, a in inputs.items() if a.nbytes >= LEAST_BYTES and a.dtype != np.object_}
 
 
-def write_inputs(metadata: ModelMetadata, inputs: Tensors, region: Region | None) -> list[Any]:
-    """The request's tensors in the config's order: copied into the region where they are large, else into messages."""
-    offsets = region.write(large_inputs(inputs)) if region is not None else {}
+def write_inputs(
+    metadata: ModelMetadata, inputs: Tensors, shared: Mapping[str, Array], region: Region | None
+) -> list[Any]:
+    """The request's tensors in the config's order: those of ``shared`` copied into the region, others into messages."""
+    offsets = region.write(shared) if region is not None else {}
     tensors = []
     for spec in metadata.inputs:
         array = inputs[spec.name]
