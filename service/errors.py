@@ -30,12 +30,27 @@ class ServiceError(Exception):
     type = "internal"
     title = "Internal error"
 
-    def __init__(self, detail: str, *, image_index: int | None = None, retry_after: float | None = None) -> None:
-        """``detail`` names the offending value; ``image_index`` the picture of a batch; ``retry_after`` seconds."""
+    def __init__(
+        self,
+        detail: str,
+        *,
+        image_index: int | None = None,
+        retry_after: float | None = None,
+        reason: str | None = None,
+    ) -> None:
+        """Say what was wrong.
+
+        Args:
+            detail: names the offending value.
+            image_index: the picture of a batch.
+            retry_after: seconds.
+            reason: under which the metrics count it (:data:`service.metrics.REASONS`); the type when None.
+        """
         super().__init__(detail)
         self.detail = detail
         self.image_index = image_index
         self.retry_after = retry_after
+        self.reason = reason or self.type
 
 
 class InvalidImage(ServiceError):

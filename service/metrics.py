@@ -19,6 +19,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from service import errors
 from service.admission import Admission
 from service.engines.base import Engine
 from service.people import PosedPicture
@@ -27,6 +28,13 @@ from service.stages import Stages
 # From a cached detector on a GPU to a hundred photographs on a laptop.
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128)
+# Why requests are refused: the problem types, and what is finer than they are. Anything else counts as "other", so that
+# the number of time series stays bounded.
+REASONS = frozenset(
+    {kind.type for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.ServiceError)}
+    | {"queue-full", "queue-bytes", "queue-pixels", "queue-people", "rate", "concurrency"}
+    | {"body-bytes", "image-bytes", "image-pixels", "images", "other"}
+)
 
 
 class Metrics:
@@ -40,6 +48,14 @@ class Metrics:
         self.requests = Counter(
             "tritonpose_requests", "Requests by route and status.", ["route", "status"], registry=self.registry
         )
+        self._rejected = Counter(
+            "tritonpose_rejected",
+            "Requests that were refused or failed, by reason.",
+            ["reason"],
+            registry=self.registry,
+        )
+        for reason in REASONS:
+            self._rejected.labels(reason)  # 0 from the start: a rate needs a value before the first one
         self.duration = Histogram(
             "tritonpose_request_seconds",
             "Seconds from the first byte of a request to the last of its answer.",
@@ -78,6 +94,10 @@ class Metrics:
         self.running.set_function(lambda: admission.running)
         self.waiting.set_function(lambda: admission.waiting)
         self.registry.register(_EngineCounters(engine))
+
+    def rejected(self, reason: str) -> None:
+        """Count a request that was refused or failed, by one of :data:`REASONS`."""
+        self._rejected.labels(reason if reason in REASONS else "other").inc()
 
     def people_answered(self, pictures: list[PosedPicture]) -> None:
         """Count the people of each picture."""

@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from service import errors
 from service.errors import EngineUnavailable, InvalidOption, MethodNotAllowed, NotFound, ServiceError
+from service.state import service_of
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,8 @@ _RETRY_SECONDS = 2.0
 
 
 def problem(error: ServiceError, request: Request) -> Response:
-    """The answer for an error, with ``Retry-After`` where waiting helps."""
+    """The answer for an error, counted, with ``Retry-After`` where waiting helps."""
+    service_of(request).metrics.rejected(error.reason)
     document: dict[str, object] = {
         "type": TYPE_PREFIX + error.type,
         "title": error.title,
