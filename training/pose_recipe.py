@@ -20,6 +20,14 @@ from training.supervision import Supervision
 from training.targets import Radius
 
 
+class SmallCrops(Strict):
+    """Crops of another size for the first part of a run (progressive resizing): small ones are the faster to learn."""
+
+    until: float = Field(gt=0, lt=1, description="part of the steps that has passed when the next size begins")
+    width: int = Field(ge=32, description="of the crop, pixels")
+    height: int = Field(ge=32, description="of the crop, pixels")
+
+
 class PoseRecipe(Strict):
     """All that a pose run depends on."""
 
@@ -28,6 +36,7 @@ class PoseRecipe(Strict):
     presets: tuple[str, ...] = Field(("coco17",), description="skeletons to export; the first is the default")
     width: int = Field(192, ge=32, description="of the crop, pixels")
     height: int = Field(256, ge=32, description="of the crop, pixels")
+    progressive: tuple[SmallCrops, ...] = Field((), description="sizes before that of width and height, in order")
     network: AnyNetwork = HourglassConfig()
     radii: tuple[Radius, ...] = Field(min_length=1)
     supervision: Supervision = Supervision()
@@ -87,10 +96,16 @@ class PoseRecipe(Strict):
     @model_validator(mode="after")
     def _fits(self) -> PoseRecipe:
         multiple = self.network.multiple
-        if self.width % multiple or self.height % multiple:
-            raise ValueError(
-                f"crop sides must be multiples of {multiple} for {self.network.name}, got {self.width}x{self.height}"
-            )
+        for width, height in (self.size, *((small.width, small.height) for small in self.progressive)):
+            if width % multiple or height % multiple:
+                raise ValueError(
+                    f"crop sides must be multiples of {multiple} for {self.network.name}, got {width}x{height}"
+                )
+        ends = [small.until for small in self.progressive]
+        if sorted(set(ends)) != ends:
+            raise ValueError(f"progressive: until must grow from size to size, got {ends}")
+        if self.progressive and self.network.size:
+            raise ValueError(f"progressive: {self.network.name} takes crops of {self.network.size} only")
         if self.network.size not in (None, self.size):
             raise ValueError(
                 f"{self.network.name} takes crops of {self.network.size}, width and height, got {self.size}"
@@ -116,6 +131,13 @@ class PoseRecipe(Strict):
     def size(self) -> tuple[int, int]:
         """Width, height of the crop."""
         return self.width, self.height
+
+    def size_at(self, step: int) -> tuple[int, int]:
+        """Width, height of the crops of one step, counted from 0."""
+        for small in self.progressive:
+            if step < small.until * self.steps:
+                return small.width, small.height
+        return self.size
 
     def patch_size(self, strength: Augmentation) -> PatchSize:
         """How much of the pictures is kept for crops that vary so much; never more than they can show."""

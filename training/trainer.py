@@ -86,7 +86,8 @@ class Trainer:
 
         def make(step: int) -> PoseBatch:
             draws = np.arange(step * size, (step + 1) * size)[self.part]
-            return source.batch(draws, stream.take(step * size, size)[self.part])
+            indices = stream.take(step * size, size)[self.part]
+            return source.batch(draws, indices, self.recipe.size_at(step))
 
         steps = range(self.step, self.recipe.steps)
         if source.device.type == "cpu" or not ahead:

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -110,6 +111,8 @@ def test_it_learns_what_it_is_shown(recipe: Path, tmp_path: Path) -> None:
     ("override", "message"),
     [
         ("width=100", "multiples of 32"),
+        ("progressive=[{until: 0.5, width: 100, height: 128}]", "multiples of 32.*100x128"),
+        ("progressive=[{until: 0.5, width: 64, height: 64}, {until: 0.4, width: 96, height: 96}]", r"0\.5, 0\.4"),
         ("presets=[coco18]", "coco18"),
         ("skeleton=coco17", "lsp14 needs joints that coco17 lacks"),
         ("stepps=3", "stepps"),
@@ -162,6 +165,31 @@ def test_the_inputs_of_the_five_systems_train(recipe: Path, size: tuple[int, int
     (batch,) = trainer.batches(crop_source(chosen, fabric, people), repeats)
     assert batch.crops.shape == (2, size[1], size[0], 3)
     assert trainer.optimise(batch)["loss/all"] > 0
+
+
+def test_crops_grow_as_the_recipe_says(recipe: Path, tmp_path: Path) -> None:
+    """Small crops first; every joint moves with them, and the run ends at the size that is exported."""
+    sizes = "progressive=[{until: 0.3, width: 32, height: 64}, {until: 0.5, width: 64, height: 96}]"
+    # Nothing is drawn but the person: the same crop in each size.
+    still = (
+        "augmentation={rotation: 0, scale: 0, shift: 0, flip: 0, half_body: 0, colour: 0, grey: 0, blur: 0, erase: 0}"
+    )
+    chosen = read_recipe(recipe, PoseRecipe, [sizes, still, "batch=2", "steps=10", "width=96", "height=128"])
+    fabric = Fabric(accelerator="cpu", devices=1)
+    people, repeats, _ = pose_samples([read_coco(s) for s in chosen.data], chosen.joints, min_joints=10, holdout=0)
+    trainer = Trainer(chosen, fabric, build_pose_network(chosen))
+    source = crop_source(chosen, fabric, people)
+    batches = list(trainer.batches(source, repeats))
+    shapes = [tuple(batch.crops.shape[1:3]) for batch in batches]
+    assert shapes == [(64, 32)] * 3 + [(96, 64)] * 2 + [(128, 96)] * 5
+    assert trainer.optimise(batches[0])["loss/all"] > 0
+    draws, indices = np.arange(2), np.arange(2)
+    small, large = source.batch(draws, indices, (48, 64)), source.batch(draws, indices)
+    # Pixel centres: x = (x_half + 0.5) * 2 - 0.5.
+    seen = (small.present > 0) & (large.present > 0)
+    assert seen.any()
+    assert torch.allclose((small.points[seen] + 0.5) * 2 - 0.5, large.points[seen], atol=1e-3)
+    assert PoseRecipe.model_validate(chosen.model_dump(mode="json")).size_at(9) == (96, 128)
 
 
 def test_the_profile_counts_all_of_a_step(recipe: Path) -> None:

@@ -133,22 +133,24 @@ class CropSource:
     def __len__(self) -> int:
         return len(self._boxes)
 
-    def batch(self, draws: Numbers, indices: Numbers) -> PoseBatch:
-        """The crops of people ``indices`` [P] at places ``draws`` [P] of the run, on the device."""
+    def batch(self, draws: Numbers, indices: Numbers, size: tuple[int, int] | None = None) -> PoseBatch:
+        """The crops of people ``indices`` [P] at places ``draws`` [P] of the run, on the device.
+
+        ``size``: width, height of these crops where they are not those of the source.
+        """
+        size = size or self.size
         numbers = uniforms(self.seed, draws, indices, NUMBERS)
         joints = self._keypoints[indices]
-        to_crop, mirrored = draw_geometry(
-            self._boxes[indices], joints, self.size, self.skeleton, self.strength, numbers
-        )
+        to_crop, mirrored = draw_geometry(self._boxes[indices], joints, size, self.skeleton, self.strength, numbers)
         # picture -> crop after patch -> picture.
         from_patch = self._patches.from_patch(indices)
         matrices = np.stack([compose(outer, inner) for outer, inner in zip(to_crop, from_patch, strict=True)])
-        crops = self._sampler(indices, matrices, self.size)
+        crops = self._sampler(indices, matrices, size)
         if crops.device != self.device:
             crops = (crops.pin_memory() if self.device.type == "cuda" else crops).to(self.device, non_blocking=True)
-        crops = recolour(crops, draw_looks(self.size, self.strength, numbers))
+        crops = recolour(crops, draw_looks(size, self.strength, numbers))
         points = np.stack([transform_points(m, j[:, :2]) for m, j in zip(to_crop, joints, strict=True)])
-        inside = ((points > -0.5) & (points < np.array(self.size) - 0.5)).all(2)
+        inside = ((points > -0.5) & (points < np.array(size) - 0.5)).all(2)
         known = mirror_names((joints[:, :, 2] > 0) & inside, mirrored, self.skeleton)
         points = mirror_names(points, mirrored, self.skeleton)
         empty = self._empty[indices][:, None]
