@@ -56,6 +56,10 @@ requirements: dev ## compile requirements/*.txt from pyproject.toml (UPGRADE=1: 
 	$(COMPILE) pyproject.toml -o requirements/serve.txt
 	$(COMPILE) -c requirements/serve.txt pyproject.toml --group train -o requirements/train.txt
 	$(COMPILE) -c requirements/serve.txt pyproject.toml --group loadtest -o requirements/loadtest.txt
+	$(COMPILE) -c requirements/serve.txt pyproject.toml --group peer-litserve -o requirements/peer-litserve.txt
+	@sed -En 's/^((numpy|onnxruntime|opencv-python-headless|pillow)==.*[^ \\]) *\\?$$/\1/p' requirements/serve.txt \
+		> .venv/dev/same-work.txt
+	$(COMPILE) -c .venv/dev/same-work.txt --group peer-bentoml -o requirements/peer-bentoml.txt
 	$(COMPILE) -c requirements/serve.txt -c requirements/train.txt pyproject.toml --group train --group vitpose \
 		-o requirements/vitpose.txt
 	$(COMPILE) -c requirements/serve.txt -c requirements/train.txt -c requirements/loadtest.txt pyproject.toml \

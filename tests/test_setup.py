@@ -25,7 +25,7 @@ else:
     import tomli as tomllib
 
 MB = 1_000_000
-GROUPS = ("tools", "serve", "gpu", "loadtest", "train", "vitpose", "dev", "triton")
+GROUPS = ("tools", "serve", "gpu", "loadtest", "peer-bentoml", "peer-litserve", "train", "vitpose", "dev", "triton")
 # Module prefixes of other rooms that a room may import (the map of the folders is in CONTRIBUTING.md).
 MAY_IMPORT = {
     "service": (),
@@ -63,6 +63,8 @@ def declared(group: str) -> list[Requirement]:
         "gpu": [line for line in serving if not line.startswith("onnxruntime")]
         + project["project"]["optional-dependencies"]["gpu"],
         "loadtest": serving + groups["loadtest"],
+        "peer-bentoml": groups["peer-bentoml"],
+        "peer-litserve": serving + groups["peer-litserve"],
         "train": serving + groups["train"],
         "vitpose": serving + groups["train"] + groups["vitpose"],
         "dev": serving
@@ -110,12 +112,18 @@ def test_requirements_are_compiled_from_pyproject(group: str) -> None:
         assert all(requirement.specifier.contains(version) for version in versions), f"{requirement}: {versions}"
 
 
-@pytest.mark.parametrize("group", ["train", "loadtest", "dev", "gpu"])
+@pytest.mark.parametrize("group", ["train", "loadtest", "peer-litserve", "dev", "gpu"])
 def test_what_is_tested_is_what_is_served(group: str) -> None:
     theirs = {name: {v for (n, _), v in pins(group).items() if n == name} for name, _ in pins(group)}
     for (name, _), version in pins("serve").items():
         if not (group == "gpu" and name == "onnxruntime"):
             assert version in theirs.get(name, set()), f"{name} {version} is served, {group} has {theirs.get(name)}"
+
+
+def test_peers_do_the_same_work_with_the_same_libraries() -> None:
+    for library in ("numpy", "onnxruntime", "opencv-python-headless", "pillow"):
+        versions = [{v for (n, _), v in pins(group).items() if n == library} for group in ("serve", "peer-bentoml")]
+        assert versions[0] == versions[1] != set(), library
 
 
 def test_serving_installs_no_training_library() -> None:
@@ -208,4 +216,4 @@ def test_set_up_names_the_groups_it_knows() -> None:
     command = [sys.executable, str(ROOT / "scripts" / "environment.py"), "everything"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "dev|gpu|loadtest|serve|train|triton" in done.stderr
+    assert "dev|gpu|loadtest|peer-bentoml|peer-litserve|serve|train|triton" in done.stderr
