@@ -54,6 +54,7 @@ loadtest: dev ## post pictures at a running service and check its answers (HOST,
 requirements: dev ## compile requirements/*.txt from pyproject.toml (UPGRADE=1: newest versions)
 	$(COMPILE) --group tools -o requirements/tools.txt
 	$(COMPILE) pyproject.toml -o requirements/serve.txt
+	$(COMPILE) -c requirements/serve.txt pyproject.toml --extra tracing -o requirements/tracing.txt
 	$(COMPILE) -c requirements/serve.txt pyproject.toml --group train -o requirements/train.txt
 	$(COMPILE) -c requirements/serve.txt pyproject.toml --group loadtest -o requirements/loadtest.txt
 	$(COMPILE) -c requirements/serve.txt pyproject.toml --group peer-litserve -o requirements/peer-litserve.txt
@@ -63,7 +64,7 @@ requirements: dev ## compile requirements/*.txt from pyproject.toml (UPGRADE=1: 
 	$(COMPILE) -c requirements/serve.txt -c requirements/train.txt pyproject.toml --group train --group vitpose \
 		-o requirements/vitpose.txt
 	$(COMPILE) -c requirements/serve.txt -c requirements/train.txt -c requirements/loadtest.txt pyproject.toml \
-		--group train --group dev -o requirements/dev.txt
+		-c requirements/tracing.txt --extra tracing --group train --group dev -o requirements/dev.txt
 	$(COMPILE) -c requirements/serve.txt pyproject.toml --extra gpu --no-emit-package onnxruntime \
 		-o requirements/gpu.txt
 	$(COMPILE) --group triton -o requirements/triton.txt

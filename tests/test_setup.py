@@ -25,7 +25,19 @@ else:
     import tomli as tomllib
 
 MB = 1_000_000
-GROUPS = ("tools", "serve", "gpu", "loadtest", "peer-bentoml", "peer-litserve", "train", "vitpose", "dev", "triton")
+GROUPS = (
+    "tools",
+    "serve",
+    "gpu",
+    "loadtest",
+    "peer-bentoml",
+    "peer-litserve",
+    "tracing",
+    "train",
+    "vitpose",
+    "dev",
+    "triton",
+)
 # Module prefixes of other rooms that a room may import (the map of the folders is in CONTRIBUTING.md).
 MAY_IMPORT = {
     "service": (),
@@ -62,6 +74,7 @@ def declared(group: str) -> list[Requirement]:
         "serve": serving,
         "gpu": [line for line in serving if not line.startswith("onnxruntime")]
         + project["project"]["optional-dependencies"]["gpu"],
+        "tracing": serving + project["project"]["optional-dependencies"]["tracing"],
         "loadtest": serving + groups["loadtest"],
         "peer-bentoml": groups["peer-bentoml"],
         "peer-litserve": serving + groups["peer-litserve"],
@@ -112,7 +125,7 @@ def test_requirements_are_compiled_from_pyproject(group: str) -> None:
         assert all(requirement.specifier.contains(version) for version in versions), f"{requirement}: {versions}"
 
 
-@pytest.mark.parametrize("group", ["train", "loadtest", "peer-litserve", "dev", "gpu"])
+@pytest.mark.parametrize("group", ["train", "loadtest", "peer-litserve", "tracing", "dev", "gpu"])
 def test_what_is_tested_is_what_is_served(group: str) -> None:
     theirs = {name: {v for (n, _), v in pins(group).items() if n == name} for name, _ in pins(group)}
     for (name, _), version in pins("serve").items():
@@ -216,4 +229,4 @@ def test_set_up_names_the_groups_it_knows() -> None:
     command = [sys.executable, str(ROOT / "scripts" / "environment.py"), "everything"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "dev|gpu|loadtest|peer-bentoml|peer-litserve|serve|train|triton" in done.stderr
+    assert "dev|gpu|loadtest|peer-bentoml|peer-litserve|serve|tracing|train|triton" in done.stderr
