@@ -127,3 +127,30 @@ def test_a_row_that_cannot_be_measured_is_refused_before_anything_is_trained(
     fields["comparisons"][0]["rows"].append(row)
     with pytest.raises(RecipeError, match=message):
         read_ablation(write(tmp_path, fields))
+
+
+def test_a_checkpoint_from_elsewhere_is_measured_and_not_trained(rendered_data: Path, tmp_path: Path) -> None:
+    """What ships is compared with its techniques switched off: the very file, not a training like it."""
+    ablation = Ablation(read_ablation(write(tmp_path, recipe(rendered_data, seeds=[0]))), tmp_path / "trained")
+    ablation.train(ablation.jobs(["base"]), 1)
+    shipped = tmp_path / "trained" / "base-0" / "model.pt"
+    rows = [
+        {"label": "as it ships", "training": "shipped"},
+        {"label": "no sub-pixel step", "training": "shipped", "refinement": "none"},
+    ]
+    changes: dict[str, Any] = {
+        "seeds": [0], "pose": {}, "trainings": {}, "checkpoints": {"shipped": str(shipped)},
+        "comparisons": [{"question": "switched off", "source": "nobody", "rows": rows}],
+    }  # fmt: skip
+    measured = Ablation(read_ablation(write(tmp_path, recipe(rendered_data, **changes))), tmp_path / "measured")
+    assert measured.jobs() == []
+    measured.measure()
+    first, second = comparison_lines(measured, measured.recipe.comparisons[0])
+    assert first.cells[-1] == second.cells[-1] == "1"
+    assert not list((tmp_path / "measured").glob("shipped*"))
+    gone = {**changes, "checkpoints": {"shipped": str(tmp_path / "nowhere.pt")}}
+    lost = Ablation(read_ablation(write(tmp_path, recipe(rendered_data, **gone))), tmp_path / "lost")
+    with pytest.raises(AblationError, match=r"shipped.*nowhere\.pt"):
+        lost.measure()
+    with pytest.raises(RecipeError, match="seeds names 2"):
+        read_ablation(write(tmp_path, recipe(rendered_data, **{**changes, "seeds": [0, 1]})))

@@ -30,7 +30,7 @@ from training.checkpoint_engine import CheckpointEngine
 from training.decoding import Refinement
 from training.evaluate import EvaluationRecipe, EvaluationSource, evaluate, summarize
 from training.pose_recipe import PoseRecipe
-from training.recipe import RecipeError, Strict, read_recipe, set_field
+from training.recipe import DataPath, RecipeError, Strict, read_recipe, set_field
 
 console = Console()
 quiet = Console(stderr=True, quiet=True)
@@ -67,8 +67,13 @@ class Comparison(Strict):
 class AblationRecipe(Strict):
     """All that an ablation depends on."""
 
-    pose: dict[str, Any] = Field(description="the pose recipe that every training starts from")
-    trainings: dict[str, dict[str, Any]] = Field(description="name to the fields (dotted) it changes, in this order")
+    pose: dict[str, Any] = Field(default_factory=dict, description="the pose recipe that every training starts from")
+    trainings: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="name to the fields (dotted) it changes, in this order"
+    )
+    checkpoints: dict[str, DataPath] = Field(
+        default_factory=dict, description="name to the model.pt of a training that was done before"
+    )
     comparisons: tuple[Comparison, ...] = Field(min_length=1)
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     data: tuple[EvaluationSource, ...] = Field(min_length=1, description="with true boxes")
@@ -77,25 +82,25 @@ class AblationRecipe(Strict):
 
     @model_validator(mode="after")
     def _known(self) -> AblationRecipe:
+        if both := sorted(self.trainings.keys() & self.checkpoints.keys()):
+            raise ValueError(f"in trainings and in checkpoints: {', '.join(both)}")
+        if self.checkpoints and len(self.seeds) > 1:
+            raise ValueError(f"checkpoints are of one seed, seeds names {len(self.seeds)}")
         for comparison in self.comparisons:
             for row in comparison.rows:
-                if unknown := [name for name in row.trainings if name not in self.trainings]:
+                if unknown := [name for name in row.trainings if name not in {**self.trainings, **self.checkpoints}]:
                     raise ValueError(f"{comparison.question} / {row.label}: no training {', '.join(unknown)}")
         return self
 
 
 @dataclass(frozen=True)
 class Job:
-    """One training of one seed, and where it lies."""
+    """One training of one seed, where it lies, and the checkpoint that it ends with."""
 
     name: str
     seed: int
     folder: Path
-
-    @property
-    def checkpoint(self) -> Path:
-        """What it ends with."""
-        return self.folder / "model.pt"
+    checkpoint: Path
 
 
 class Ablation:
@@ -107,7 +112,8 @@ class Ablation:
 
     def job(self, name: str, seed: int) -> Job:
         """Where a training lies."""
-        return Job(name, seed, self.output / f"{name}-{seed}")
+        folder = self.output / f"{name}-{seed}"
+        return Job(name, seed, folder, self.recipe.checkpoints.get(name, folder / "model.pt"))
 
     def jobs(self, only: Sequence[str] = ()) -> list[Job]:
         """All trainings that are not done yet: every training of the first seed, then of the next."""
@@ -149,7 +155,14 @@ class Ablation:
         return filled
 
     def measure(self) -> None:
-        """Measure every row of every seed whose trainings are done, and keep the figures."""
+        """Measure every row of every seed whose trainings are done, and keep the figures.
+
+        Raises:
+            AblationError: a checkpoint of the recipe is not there.
+        """
+        for name, path in self.recipe.checkpoints.items():
+            if not path.exists():
+                raise AblationError(f"checkpoint {name}: no file {path}")
         asyncio.run(self._measure())
 
     def figures(self, row: Row, seed: int) -> dict[str, Any] | None:
