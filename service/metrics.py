@@ -1,10 +1,13 @@
-"""What Prometheus sees. One registry for each application, so that tests and several applications do not mix."""
+"""What Prometheus sees. One registry for each application, so that tests and several applications do not mix.
+
+Where several workers serve one port, each keeps its figures in files and a scrape shows all together
+(:mod:`service.metric_files`): counters and histograms are added up, and each gauge says below how it is joined.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import accumulate
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 from prometheus_client import (
     GC_COLLECTOR,
@@ -14,27 +17,37 @@ from prometheus_client import (
     Gauge,
     Histogram,
     ProcessCollector,
+    disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
 
-from service import errors
+from service import __version__, errors
 from service.admission import Admission
+from service.engine_metrics import ROWS, EngineMetrics, Steps
 from service.engines.base import Engine
+from service.metric_files import MetricFiles
 from service.people import PosedPicture
 from service.stages import Stages
 
-# From a cached detector on a GPU to a hundred photographs on a laptop.
+# The time at which each series began, as a series of its own: twice as many of them, and nobody asks.
+disable_created_metrics()
+
+# From a cached detector on a GPU to a hundred photographs on a laptop; 30 s is the default deadline.
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128)
 # Why requests are refused: the problem types, and what is finer than they are. Anything else counts as "other", so that
 # the number of time series stays bounded.
 REASONS = frozenset(
     {kind.type for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.ServiceError)}
-    | {"queue-full", "queue-bytes", "queue-pixels", "queue-people", "rate", "concurrency"}
+    | {"queue-full", "queue-bytes", "queue-pixels", "queue-people", "queue-deadline", "queue-share"}
+    | {"rate", "concurrency"}
     | {"body-bytes", "image-bytes", "image-pixels", "images", "other"}
 )
+State = Literal["starting", "ready", "unready", "draining"]
+STATES: tuple[State, ...] = ("starting", "ready", "unready", "draining")
+WORKER_ENDS = "tritonpose_worker_ends"
+WORKER_ENDS_TEXT = "Workers that were replaced: they died, hung, or were restarted by SIGHUP."
+# How the figures of several processes make one; prometheus_client's own collector reads a single process.
+_PROCESS = {"process_start_time_seconds": "livemin", "process_max_fds": "livemin"}
 
 
 class Metrics:
@@ -42,58 +55,52 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        for collector in (GC_COLLECTOR, PLATFORM_COLLECTOR):
-            self.registry.register(collector)
-        ProcessCollector(registry=self.registry)
-        self.requests = Counter(
-            "tritonpose_requests", "Requests by route and status.", ["route", "status"], registry=self.registry
+        self._files = MetricFiles.of_this_process()
+        self._admission: Admission | None = None
+        self._engine: EngineMetrics | None = None
+        self._state: Callable[[], State] | None = None
+        self._process = _ProcessMetrics(self.registry) if self._files else None
+        if self._files is None:
+            for collector in (GC_COLLECTOR, PLATFORM_COLLECTOR):
+                self.registry.register(collector)
+            ProcessCollector(registry=self.registry)
+
+        self.requests = self._counter("requests", "Requests by route and status.", "route", "status")
+        self._rejected = self._counter("rejected", "Requests that were refused or failed, by reason.", "reason")
+        self.duration = self._histogram(
+            "request_seconds", "Seconds from the first byte of a request to the last of its answer.", "route"
         )
-        self._rejected = Counter(
-            "tritonpose_rejected",
-            "Requests that were refused or failed, by reason.",
-            ["reason"],
-            registry=self.registry,
+        self.stages = self._histogram("stage_seconds", "Seconds of an answered pose request by stage.", "stage")
+        self.people = self._histogram("people_per_image", "People answered for each picture.", buckets=(0, *ROWS))
+        self.engine_rows = self._histogram(
+            "engine_rows",
+            "Rows of each engine call (pictures for a detector, crops for a pose model).",
+            "model",
+            buckets=ROWS,
         )
+        self.running = self._gauge("requests_running", "Pose requests worked on now.")
+        self.waiting = self._gauge("requests_waiting", "Pose requests that arrive or wait for their turn.")
+        self.queue_bytes = self._gauge("queue_bytes", "Bytes of the bodies of pose requests in flight.")
+        self.queue_pixels = self._gauge("queue_pixels", "Pixels of the pictures of pose requests in flight.")
+        self.queue_people = self._gauge("queue_people", "People expected in the pictures of pose requests in flight.")
+        self.ready = self._gauge("ready", "1 when the models answer (in at least one worker).", across="livemax")
+        self.workers = self._gauge("workers", "Processes that serve, by state.", "state")
+        self._info = self._gauge("info", "1: version of the service and kind of its engine.", "version", "engine")
+        self._ends = self._counter(WORKER_ENDS.removeprefix("tritonpose_"), WORKER_ENDS_TEXT, "reason")
         for reason in REASONS:
             self._rejected.labels(reason)  # 0 from the start: a rate needs a value before the first one
-        self.duration = Histogram(
-            "tritonpose_request_seconds",
-            "Seconds from the first byte of a request to the last of its answer.",
-            ["route"],
-            buckets=_SECONDS,
-            registry=self.registry,
-        )
-        self.stages = Histogram(
-            "tritonpose_stage_seconds",
-            "Seconds of a pose request by stage.",
-            ["stage"],
-            buckets=_SECONDS,
-            registry=self.registry,
-        )
-        self.people = Histogram(
-            "tritonpose_people_per_image",
-            "People answered for each picture.",
-            buckets=(0, *_ROWS),
-            registry=self.registry,
-        )
-        self.engine_rows = Histogram(
-            "tritonpose_engine_rows",
-            "Rows of each engine call (pictures for a detector, crops for a pose model).",
-            ["model"],
-            buckets=_ROWS,
-            registry=self.registry,
-        )
-        self.running = Gauge("tritonpose_requests_running", "Pose requests worked on now.", registry=self.registry)
-        self.waiting = Gauge(
-            "tritonpose_requests_waiting", "Pose requests that arrive or wait for their turn.", registry=self.registry
-        )
-        self.ready = Gauge("tritonpose_ready", "1 when the models answer.", registry=self.registry)
+        for reason in ("died", "hung", "restarted"):
+            self._ends.labels(reason)
 
     def watch(self, admission: Admission, engine: Engine) -> None:
-        """Read the gauges and the engine's own counters whenever somebody scrapes."""
-        self.running.set_function(lambda: admission.running)
-        self.waiting.set_function(lambda: admission.waiting)
-        self.registry.register(_EngineCounters(engine))
+        """Show how full the queue is, and the engine's own figures."""
+        self._admission = admission
+        self._engine = EngineMetrics(engine, self.registry)
+        self._info.labels(__version__, engine.kind).set(1)
+
+    def watch_state(self, state: Callable[[], State]) -> None:
+        """Show the service's state: what ``state`` gives, on the event loop."""
+        self._state = state
 
     def rejected(self, reason: str) -> None:
         """Count a request that was refused or failed, by one of :data:`REASONS`."""
@@ -109,98 +116,63 @@ class Metrics:
         for stage, seconds in stages.seconds.items():
             self.stages.labels(stage).observe(seconds)
 
+    @property
+    def shared(self) -> bool:
+        """Whether other workers show this process's figures, so that :meth:`refresh` must not wait for a scrape."""
+        return self._files is not None
+
+    def refresh(self) -> None:
+        """Read what is counted elsewhere. On the event loop."""
+        if self._admission is not None:
+            _, *held = getattr(self._admission, "held", (0, 0, 0, 0))
+            for gauge, amount in zip((self.queue_bytes, self.queue_pixels, self.queue_people), held, strict=True):
+                gauge.set(amount)
+            self.running.set(self._admission.running)
+            self.waiting.set(self._admission.waiting)
+        if self._state is not None:
+            now = self._state()
+            self.ready.set(float(now == "ready"))
+            for state in STATES:
+                self.workers.labels(state).set(float(state == now))
+        if self._engine is not None:
+            self._engine.refresh()
+        if self._process is not None:
+            self._process.refresh()
+
     def text(self) -> bytes:
-        """The exposition format that Prometheus scrapes."""
-        return generate_latest(self.registry)
+        """The exposition format that Prometheus scrapes, as of the last :meth:`refresh`. In any thread."""
+        return generate_latest(self.registry) if self._files is None else self._files.text()
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"tritonpose_{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str, across: Any = "livesum") -> Gauge:
+        return Gauge(f"tritonpose_{name}", text, labels, registry=self.registry, multiprocess_mode=across)
+
+    def _histogram(self, name: str, text: str, *labels: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
+        return Histogram(f"tritonpose_{name}", text, labels, buckets=buckets, registry=self.registry)
 
 
-class _EngineCounters(Collector):
-    """Counters that an engine keeps itself (the embedded one: Triton has a metrics port of its own)."""
+class _ProcessMetrics:
+    """``process_*`` of each worker, to be added up: prometheus_client's collector sees only the process it runs in."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._source = ProcessCollector(registry=None)
+        self._registry = registry
+        self._gauges: dict[str, Gauge] = {}
+        self._cpu = Counter("process_cpu_seconds", "User and system CPU time of all workers.", registry=registry)
+        self._steps = Steps()
 
-    def collect(self) -> Iterator[Metric]:
-        """Made anew for each scrape."""
-        yield from self._updates()
-        yield from self._transport()
-        statistics: dict[str, Any] = getattr(self._engine, "statistics", dict)()
-        if not statistics:
-            return
-        batches = HistogramMetricFamily("tritonpose_engine_batch", "Rows of each run of a network.", labels=["model"])
-        counters = [
-            ("requests", "Calls of a network."),
-            ("rejected", "Calls refused because the queue was full."),
-            ("failed_runs", "Runs that failed."),
-            ("queue_seconds", "Seconds that calls waited for a batch."),
-            ("compute_seconds", "Seconds that networks ran."),
-        ]
-        families = [
-            (field, CounterMetricFamily(f"tritonpose_engine_{field}", text, labels=["model"]))
-            for field, text in counters
-        ]
-        for model, counted in statistics.items():
-            below = accumulate(counted.batch_sizes.get(size, 0) for size in range(1, max(_ROWS) + 1))
-            cumulated = list(below)
-            buckets = [(str(float(bound)), cumulated[bound - 1]) for bound in _ROWS]
-            batches.add_metric([model], [*buckets, ("+Inf", counted.runs)], sum_value=counted.rows)
-            for field, family in families:
-                family.add_metric([model], getattr(counted, field))
-        yield batches
-        for _, family in families:
-            yield family
+    def refresh(self) -> None:
+        for family in self._source.collect():
+            for sample in family.samples:
+                if sample.name == "process_cpu_seconds_total":
+                    self._cpu.inc(self._steps.of("cpu", sample.value))
+                else:
+                    self._gauge(sample.name, family.documentation).set(sample.value)
 
-    def _transport(self) -> Iterator[Metric]:
-        """How the calls of a server in another process went."""
-        up = GaugeMetricFamily("tritonpose_engine_up", "1 while the engine can be asked, as far as is known.")
-        up.add_metric([], float(self._engine.unavailable is None))
-        yield up
-        transport = getattr(self._engine, "transport", None)
-        if transport is None:
-            return
-        shared = GaugeMetricFamily(
-            "tritonpose_engine_shared_memory", "1 while large inputs go through shared memory, 0 while all travel."
-        )
-        shared.add_metric([], float(transport.shared_memory))
-        yield shared
-        calls = CounterMetricFamily(
-            "tritonpose_engine_calls",
-            "Calls of the server by outcome: ok, cancelled, or the type of the problem.",
-            labels=["model", "outcome"],
-        )
-        for (model, outcome), count in sorted(transport.calls.items()):
-            calls.add_metric([model, outcome], count)
-        yield calls
-        sent = CounterMetricFamily(
-            "tritonpose_engine_sent_bytes", "Bytes of inputs by the way they took.", labels=["transport"]
-        )
-        for way in ("grpc", "shared_memory"):
-            sent.add_metric([way], transport.sent_bytes[way])
-        yield sent
-        retries = CounterMetricFamily(
-            "tritonpose_engine_retries", "Calls that found no connection and were sent again."
-        )
-        retries.add_metric([], transport.retries)
-        yield retries
-
-    def _updates(self) -> Iterator[Metric]:
-        """What became of changes in the model repository."""
-        refused = GaugeMetricFamily(
-            "tritonpose_update_refused", "1 while the models in the repository are refused and older ones answer."
-        )
-        refused.add_metric([], float(self._engine.refused is not None))
-        yield refused
-        updates: dict[str, int] = getattr(self._engine, "updates", {})
-        if updates:
-            counter = CounterMetricFamily(
-                "tritonpose_updates", "Changes of the model repository, taken over or refused.", labels=["outcome"]
-            )
-            for outcome, count in sorted(updates.items()):
-                counter.add_metric([outcome], count)
-            yield counter
-        versions: dict[str, int] = getattr(self._engine, "versions", dict)()
-        if versions:
-            gauge = GaugeMetricFamily("tritonpose_model_version", "The version that answers.", labels=["model"])
-            for model, version in versions.items():
-                gauge.add_metric([model], version)
-            yield gauge
+    def _gauge(self, name: str, text: str) -> Gauge:
+        if name not in self._gauges:
+            across: Any = _PROCESS.get(name, "livesum")
+            self._gauges[name] = Gauge(name, text, registry=self._registry, multiprocess_mode=across)
+        return self._gauges[name]

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from service.engines.base import Engine, Models
 from service.errors import EngineUnavailable, ServiceError
-from service.metrics import Metrics
+from service.metrics import Metrics, State
 from service.options import PoseOptions
 from service.pipeline import PosePipeline
 from service.scenes import render_scene
@@ -42,7 +42,7 @@ class Readiness:
         self._reason: str | None = "the models are being loaded"
         self._draining = False
         self._answers = False  # the models, when they were last asked
-        metrics.ready.set_function(self._ready)
+        metrics.watch_state(self.state)
         self.models: list[str] = []
         self._task: asyncio.Task[None] | None = None
         # What replaces models in the running engine has to pass what the first ones passed.
@@ -92,9 +92,13 @@ class Readiness:
         if not answers:
             raise EngineUnavailable(f"the {self._engine.kind} engine's models do not all answer")
 
-    def _ready(self) -> bool:
-        started = self._reason is None and self._engine.unavailable is None
-        return started and self._answers and not self._draining
+    def state(self) -> State:
+        """What the service is, as far as is known without asking the engine."""
+        if self._draining:
+            return "draining"
+        if self._reason is not None:
+            return "starting"
+        return "ready" if self._answers and self._engine.unavailable is None else "unready"
 
     async def _try_models(self, models: Models) -> None:
         names = await rehearse(self._pipeline, models)

@@ -23,9 +23,15 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all interfaces.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    workers: int = Field(1, ge=1, le=256, description="Processes that serve the port, each with networks of its own.")
+    worker_silence_seconds: float = Field(
+        30.0, ge=1, description="A worker whose event loop stands still for so long is killed and replaced."
+    )
 
     repository: Path = Field(REPOSITORY, description="Model repository (Triton's layout).")
-    threads: int = Field(0, ge=0, description="Threads that run networks; 0 takes all cores.")
+    threads: int = Field(
+        0, ge=0, description="Threads that run networks, in each worker; 0 shares all cores among the workers."
+    )
     reload_seconds: float = Field(
         2.0, ge=0, description="How often the embedded engine looks for new models in the repository; 0 for never."
     )
@@ -69,6 +75,7 @@ class Settings(BaseSettings):
         (), description="Keys that callers must send (comma-separated); none leaves the service open."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
+    log_format: Literal["text", "json"] = Field("text", description="Lines to read, or one JSON object a line.")
 
     @field_validator("api_keys", mode="before")
     @classmethod

@@ -1,18 +1,29 @@
-"""Where a request's time goes: seconds by stage, for ``Server-Timing``, the metrics and ``info``."""
+"""Where a request's time goes: seconds by stage, for ``Server-Timing``, the metrics, the log and traces."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+
+class StageTrace(Protocol):
+    """What wants to know when each stage begins and ends (:mod:`service.open_telemetry`)."""
+
+    def stage(self, name: str, started: float) -> AbstractContextManager[None]:
+        """Runs around a stage that began at ``started`` (``time.perf_counter``)."""
+        ...
 
 
 class Stages:
     """Seconds by stage of one request; a stage that runs several times (many pictures) adds up."""
 
-    def __init__(self) -> None:
+    def __init__(self, trace: StageTrace | None = None) -> None:
+        """``trace``: is told of every stage; None, as ever when tracing is off, costs nothing."""
         self.seconds: dict[str, float] = {}
+        self.trace = trace
         self._lock = threading.Lock()  # pictures of one request are decoded by several threads
 
     def add(self, stage: str, seconds: float) -> None:
@@ -25,7 +36,11 @@ class Stages:
         """Add the time of the ``with`` block, also when it raises."""
         started = time.perf_counter()
         try:
-            yield
+            if self.trace is None:
+                yield
+            else:
+                with self.trace.stage(stage, started):
+                    yield
         finally:
             self.add(stage, time.perf_counter() - started)
 

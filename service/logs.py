@@ -1,0 +1,48 @@
+"""The log on standard error: lines to read, or one JSON object a line for what collects them.
+
+Fields that belong to a line (``extra={"fields": {...}}``) become keys of the object; the text says them in words. Keys,
+pictures and query strings are in neither.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from pydantic_core import to_json
+
+from service.settings import Settings
+
+_TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_TEXT_OF_WORKERS = "%(asctime)s %(levelname)s [%(process)d] %(name)s: %(message)s"
+
+
+class JsonFormatter(logging.Formatter):
+    """One object a line: ``time`` (UTC), ``level``, ``logger``, ``process``, ``message``, and the line's fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, without its end."""
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        line: dict[str, Any] = {
+            "time": f"{moment}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "process": record.process,
+            "message": record.getMessage(),
+        }
+        line.update(getattr(record, "fields", {}))
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return to_json(line, fallback=repr).decode()
+
+
+def set_up(settings: Settings) -> None:
+    """Log as the settings say; what uvicorn and Python's warnings have to say comes the same way."""
+    handler = logging.StreamHandler()
+    text = _TEXT_OF_WORKERS if settings.workers > 1 else _TEXT
+    handler.setFormatter(JsonFormatter() if settings.log_format == "json" else logging.Formatter(text))
+    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
+    logging.captureWarnings(True)
+    logging.getLogger("uvicorn.error").setLevel("WARNING")
+    logging.getLogger("python_multipart").setLevel("ERROR")  # it warns about every broken body; the caller is told
