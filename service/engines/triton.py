@@ -32,6 +32,7 @@ from service.errors import (
     Overloaded,
     ServiceError,
 )
+from service.tracing import outgoing
 
 logger = logging.getLogger(__name__)
 
@@ -247,7 +248,12 @@ class TritonEngine(Engine):
             try:
                 microseconds = None if left is None else max(1, int(left * 1e6))
                 call = self._server.client.infer(
-                    model, tensors, model_version=version, timeout=microseconds, client_timeout=left
+                    model,
+                    tensors,
+                    model_version=version,
+                    timeout=microseconds,
+                    client_timeout=left,
+                    headers=outgoing.get(),
                 )
                 return await (call if left is not None else self._while_server_lives(call))
             except asyncio.CancelledError:
