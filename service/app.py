@@ -9,9 +9,11 @@ from fastapi import FastAPI
 
 from service import __version__, problems, routes
 from service.admission import Admission
+from service.callers import Callers
 from service.correlation import Correlation
 from service.engine_choice import open_engine
 from service.engines.base import Engine
+from service.keys import KeyRing
 from service.metrics import Metrics
 from service.pipeline import PosePipeline
 from service.readiness import Readiness
@@ -35,7 +37,16 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
     engine = engine or open_engine(settings)
     metrics = Metrics()
     pipeline = PosePipeline(engine, settings, metrics)
-    service = Service(settings, engine, pipeline, metrics, Admission(settings), Readiness(engine, pipeline, metrics))
+    service = Service(
+        settings,
+        engine,
+        pipeline,
+        metrics,
+        Admission(settings),
+        KeyRing(settings.api_keys, settings.api_keys_file),
+        Callers(settings),
+        Readiness(engine, pipeline, metrics),
+    )
     metrics.watch(service.admission, engine)
 
     @asynccontextmanager

@@ -9,6 +9,7 @@ import asyncio
 import base64
 import binascii
 import json
+import math
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,7 +61,13 @@ class JsonBody(BaseModel):
 
 
 async def read_bytes(
-    stream: AsyncIterator[bytes], declared: str | None, settings: Settings, hold: Callable[[int], None]
+    stream: AsyncIterator[bytes],
+    declared: str | None,
+    settings: Settings,
+    hold: Callable[[int], None],
+    *,
+    seconds: float = math.inf,
+    stop: asyncio.Future[None] | None = None,
 ) -> bytes:
     """Read a body, counting.
 
@@ -69,6 +76,8 @@ async def read_bytes(
         declared: the ``Content-Length`` header, if any.
         settings: ``max_body_bytes`` and ``body_seconds`` are used.
         hold: told the number of bytes of each piece; raises Overloaded when all requests together hold too many.
+        seconds: until the request's deadline, where that is sooner than ``body_seconds``.
+        stop: done when the rest need not arrive; ``hold(0)`` then raises why.
 
     Raises:
         TooLarge: more bytes than allowed, by the header or by the count.
@@ -86,12 +95,16 @@ async def read_bytes(
             if len(received) > limit:
                 raise TooLarge(f"the body has more than {limit} bytes")
 
+    seconds = max(0.0, min(settings.body_seconds, seconds))
     reading = asyncio.ensure_future(receive())
     try:
         # Not wait_for: before Python 3.12 it swallows a cancellation that comes as the body ends.
-        await asyncio.wait((reading,), timeout=settings.body_seconds)
+        awaited = (reading,) if stop is None else (reading, stop)
+        await asyncio.wait(awaited, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if not reading.done():
-            raise RequestTimeout(f"the body did not arrive within {settings.body_seconds:g} s")
+            if stop is not None and stop.done():
+                hold(0)
+            raise RequestTimeout(f"the body did not arrive within {seconds:g} s")
         reading.result()
     finally:
         reading.cancel()

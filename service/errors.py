@@ -11,7 +11,8 @@
     ├── TooLarge              413  too many bytes, pixels or images
     ├── UnsupportedMedia      415  content type or image format
     ├── InvalidOption         422  option out of range, unknown model
-    ├── Overloaded            429  the bounded queue is full (Retry-After)
+    ├── Overloaded            429  the bounded queue is full, or too long for the deadline (Retry-After)
+    ├── RateLimited           429  this caller asks too fast, or too much at a time (Retry-After)
     ├── ClientGone            499  the caller hung up
     ├── EngineUnavailable     503  engine gone, starting or draining (Retry-After)
     │   └── ModelNotFound     503  a model the pipeline needs is not loaded
@@ -117,6 +118,12 @@ class Overloaded(ServiceError):
     """The bounded queue is full."""
 
     status, type, title = 429, "overloaded", "Too many requests in flight"
+
+
+class RateLimited(ServiceError):
+    """This caller asks faster, or for more at a time, than he may; others are served."""
+
+    status, type, title = 429, "rate-limited", "Too many requests of this caller"
 
 
 class InferenceFailed(ServiceError):

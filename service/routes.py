@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,17 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from service import __version__, coco, problems
-from service.admission import Visit, finish_within
+from service.admission import Visit
 from service.api_docs import POSE_OPERATION, PROBLEMS
 from service.bodies import Body, parse_body, read_bytes
+from service.callers import Caller
 from service.catalogue import find_model, list_models
+from service.deadlines import HEADER as TIMEOUT_HEADER
+from service.deadlines import finish_within, read_timeout
 from service.drawing import draw_people, encode_picture
 from service.engines.base import Engine
 from service.errors import ClientGone, InvalidOption, NotFound
 from service.image_header import ImageHeader
-from service.keys import check_key
 from service.options import PoseOptions, read_options
 from service.pipeline import FEW_PEOPLE, Answer
 from service.scenes import render_scene
@@ -39,7 +42,9 @@ _PNG, _JPEG = "image/png", "image/jpeg"
 
 
 async def _authorize(request: Request) -> None:
-    check_key(request.headers, service_of(request).settings.api_keys)
+    """Find out who asks, before anything else: his key, and the rate that he may ask at."""
+    service, peer = service_of(request), request.client
+    request.state.caller = service.callers.find(service.keys.authenticate(request.headers), peer.host if peer else None)
 
 
 router = APIRouter()
@@ -52,10 +57,13 @@ async def pose(request: Request) -> Response:
     started = time.perf_counter()
     service, stages = service_of(request), Stages()
     service.readiness.require_started()
+    seconds = read_timeout(request.headers.get(TIMEOUT_HEADER), service.settings)
+    deadline = asyncio.get_running_loop().time() + seconds
     defaults = PoseOptions(model=service.settings.model)
     given: list[tuple[str, object]] = [*request.query_params.multi_items()]
     options = read_options(given, defaults)  # a wrong option is told before the body travels
-    with service.admission.enter() as visit:
+    caller: Caller = request.state.caller
+    with service.admission.enter(caller, deadline) as visit:
         body, headers = await _read_body(request, service, visit, stages)
         if body.options:
             given += body.options
@@ -64,8 +72,7 @@ async def pose(request: Request) -> Response:
         if drawn_type and len(body.pictures) != 1:
             raise InvalidOption(f"format: image answers one picture, the request has {len(body.pictures)}")
 
-        seconds = service.settings.deadline_seconds
-        deadline = asyncio.get_running_loop().time() + seconds
+        _weigh(visit, service, body, headers, options)
 
         async def work() -> bytes:
             async with visit.turn(stages):
@@ -77,11 +84,13 @@ async def pose(request: Request) -> Response:
                     keep_pixels=bool(drawn_type),
                     deadline=deadline,
                 )
+                _learn(service, body, answer, defaults.max_people)
                 if drawn_type or sum(len(picture.people) for picture in answer.pictures) > FEW_PEOPLE:
                     return await service.pipeline.off_loop(_encode, answer, drawn_type, service, stages)
                 return _encode(answer, drawn_type, service, stages)
 
-        data = await finish_within(work(), seconds, _hang_up(request))
+        left = deadline - asyncio.get_running_loop().time()
+        data = await finish_within(work(), left, _hang_up(request), asked=seconds)
     stages.add("total", time.perf_counter() - started)
     service.metrics.answered(stages)
     told = {"Server-Timing": stages.server_timing(), "Vary": "Accept"}
@@ -159,12 +168,37 @@ async def _read_body(
     request: Request, service: Service, visit: Visit, stages: Stages
 ) -> tuple[Body, list[ImageHeader]]:
     headers = request.headers
+    declared = headers.get("content-length", "")
+    if declared.isdecimal():
+        visit.expect_bytes(min(int(declared), service.settings.max_body_bytes))
+    left = visit.deadline - asyncio.get_running_loop().time()
     try:
         with stages.measure("read"):
-            data = await read_bytes(request.stream(), headers.get("content-length"), service.settings, visit.hold)
+            data = await read_bytes(
+                request.stream(), declared, service.settings, visit.hold_bytes, seconds=left, stop=visit.refused
+            )
     except ClientDisconnect:
         raise ClientGone("the caller hung up while the body arrived") from None
     return await service.pipeline.off_loop(_parse, headers.get("content-type", ""), data, service, stages)
+
+
+def _weigh(visit: Visit, service: Service, body: Body, headers: Sequence[ImageHeader], options: PoseOptions) -> None:
+    """Count what the headers of the pictures tell before one is decoded."""
+    given = [len(picture.boxes) for picture in body.pictures if picture.boxes is not None]
+    detected = len(body.pictures) - len(given)
+    people = sum(given) + service.admission.expected_people(detected, options.max_people)
+    visit.weigh(detected, sum(header.pixels for header in headers), people, options.flip)
+
+
+def _learn(service: Service, body: Body, answer: Answer, usual: int) -> None:
+    """How many people there are in a picture; one that asks for fewer than is usual does not tell."""
+    found = [
+        len(picture.people)
+        for sent, picture in zip(body.pictures, answer.pictures, strict=True)
+        if sent.boxes is None and answer.options.max_people >= usual
+    ]
+    if found:
+        service.admission.pace.found(len(found), sum(found))
 
 
 def _parse(content_type: str, data: bytes, service: Service, stages: Stages) -> tuple[Body, list[ImageHeader]]:

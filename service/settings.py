@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from service.keys import read_keys
 
 REPOSITORY = Path(__file__).resolve().parent.parent / "model_repository"
 
@@ -64,7 +67,24 @@ class Settings(BaseSettings):
     max_running: int = Field(8, gt=0, description="Requests worked on at a time.")
     max_waiting: int = Field(64, ge=0, description="Requests that may wait for their turn (429 above).")
     max_waiting_bytes: int = Field(128 * 2**20, gt=0, description="Bytes of request bodies held at a time (429 above).")
-    deadline_seconds: float = Field(30.0, gt=0, description="Longest time from a whole body to its answer (504).")
+    max_waiting_pixels: int = Field(
+        1_000_000_000, gt=0, description="Pixels of pictures that wait or are worked on, by their headers (429 above)."
+    )
+    max_waiting_people: int = Field(
+        2000, gt=0, description="People expected in pictures that wait or are worked on (429 above)."
+    )
+    deadline_seconds: float = Field(
+        30.0, gt=0, description="Time from a request to its answer where it names none (X-Request-Timeout; 504)."
+    )
+    max_deadline_seconds: float = Field(120.0, gt=0, description="Longest time that a request may name (422 above).")
+    caller_rate: float = Field(0.0, ge=0, description="Requests a second of one caller; 0 for no limit (429 above).")
+    caller_burst: int = Field(0, ge=0, description="Requests that a caller may send at once; 0 for one second's.")
+    caller_concurrency: int = Field(
+        0, ge=0, description="Requests of one caller in flight; 0 for no limit (429 above)."
+    )
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Addresses or networks whose X-Forwarded-For is believed (comma-separated); none by default."
+    )
     body_seconds: float = Field(30.0, gt=0, description="Longest time that a body may take to arrive (408).")
     drain_seconds: float = Field(
         0.0, ge=0, description="On SIGTERM: time with readiness off and the port open, for balancers to notice."
@@ -74,13 +94,36 @@ class Settings(BaseSettings):
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (), description="Keys that callers must send (comma-separated); none leaves the service open."
     )
+    api_keys_file: Path | None = Field(
+        None, description="File of hashed keys and their limits (tritonpose keys create), read again when it changes."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
     log_format: Literal["text", "json"] = Field("text", description="Lines to read, or one JSON object a line.")
 
-    @field_validator("api_keys", mode="before")
+    @field_validator("api_keys", "trusted_proxies", mode="before")
     @classmethod
-    def _split_keys(cls, value: object) -> object:
-        return tuple(key.strip() for key in value.split(",") if key.strip()) if isinstance(value, str) else value
+    def _split_list(cls, value: object) -> object:
+        return tuple(one.strip() for one in value.split(",") if one.strip()) if isinstance(value, str) else value
+
+    @field_validator("trusted_proxies", mode="after")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for one in value:
+            ipaddress.ip_network(one)  # names the value that is none; "*" would believe everybody
+        return value
+
+    @field_validator("api_keys_file", mode="before")
+    @classmethod
+    def _no_file(cls, value: object) -> object:
+        return None if value == "" else value
+
+    @field_validator("api_keys_file", mode="after")
+    @classmethod
+    def _readable_keys(cls, value: Path | None) -> Path | None:
+        if value is not None:
+            value = value.expanduser()
+            read_keys(value)
+        return value
 
     @field_validator("triton_url", mode="after")
     @classmethod

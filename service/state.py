@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from starlette.requests import Request
 
 from service.admission import Admission
+from service.callers import Callers
 from service.engines.base import Engine
+from service.keys import KeyRing
 from service.metrics import Metrics
 from service.pipeline import PosePipeline
 from service.readiness import Readiness
@@ -23,6 +25,8 @@ class Service:
     pipeline: PosePipeline
     metrics: Metrics
     admission: Admission
+    keys: KeyRing
+    callers: Callers
     readiness: Readiness
 
 

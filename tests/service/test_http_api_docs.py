@@ -42,3 +42,4 @@ def test_the_limits_are_those_in_force() -> None:
     assert f"more than {settings.max_waiting} requests wait" in TEXT
     assert f"within {settings.deadline_seconds:g} s" in TEXT
     assert f"longer than {settings.body_seconds:g} s" in TEXT
+    assert f"at most {settings.max_deadline_seconds:g}; {settings.deadline_seconds:g} without it" in TEXT

@@ -25,10 +25,10 @@ def test_the_environment_holds_and_other_variables_do_no_harm(monkeypatch: pytes
 
 
 def test_keys_are_a_list_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRITONPOSE_API_KEYS", "one, two,")
+    monkeypatch.setenv("TRITONPOSE_API_KEYS", "first-key, second-key,")
     keys = Settings().api_keys
-    assert [key.get_secret_value() for key in keys] == ["one", "two"]
-    assert "one" not in repr(Settings())
+    assert [key.get_secret_value() for key in keys] == ["first-key", "second-key"]
+    assert "first" not in repr(Settings())
 
 
 @pytest.mark.parametrize(
@@ -46,12 +46,28 @@ def test_keys_are_a_list_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> Non
         ("TRITON_URL", "::1:8001"),
         ("TRITON_CONCURRENCY", "0"),
         ("TRITON_SHARED_MEMORY", "yes"),
+        ("TRUSTED_PROXIES", "*"),
+        ("TRUSTED_PROXIES", "10.0.0.1, proxy.local"),
+        ("API_KEYS_FILE", "/there/is/no/such/file"),
     ],
 )
 def test_mistakes_are_told(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(f"TRITONPOSE_{name}", value)
     with pytest.raises(ValidationError, match=name.lower()):
         Settings()
+
+
+def test_lists_and_files_of_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("somebody sha256:nonsense\n", encoding="utf-8")
+    monkeypatch.setenv("TRITONPOSE_API_KEYS_FILE", str(file))
+    with pytest.raises(ValidationError, match="line 1") as caught:
+        Settings()
+    assert "nonsense" not in str(caught.value), "it might be a key"
+    monkeypatch.setenv("TRITONPOSE_API_KEYS_FILE", "")
+    monkeypatch.setenv("TRITONPOSE_TRUSTED_PROXIES", "10.0.0.0/8, ::1")
+    assert Settings().api_keys_file is None
+    assert Settings().trusted_proxies == ("10.0.0.0/8", "::1")
 
 
 @pytest.mark.parametrize("url", ["localhost:8001", "triton-0.triton:9001", "10.0.0.7:8001", "[::1]:8001"])
