@@ -15,6 +15,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from service.pyramid import Pyramid
+
 Array = npt.NDArray[np.float64]
 
 # Box to crop: the box is widened to the crop's aspect ratio, then by this factor, so that limbs that stick
@@ -90,11 +92,19 @@ def invert_affine(matrix: Array) -> Array:
     return np.concatenate([linear, -(linear @ matrix[:, 2:])], axis=1)
 
 
-def crop_people(image: npt.NDArray[np.uint8], matrices: Array, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+def crop_levels(matrices: Array) -> npt.NDArray[np.int64]:
+    """Which halving of the picture [P] each crop is cut from: the smallest that has its resolution."""
+    shrinks = 1.0 / np.sqrt(np.maximum(np.abs(np.linalg.det(np.asarray(matrices, np.float64)[:, :, :2])), 1e-12))
+    return np.where(shrinks > _MAX_SHRINK, np.floor(np.log2(shrinks / _MAX_SHRINK)) + 1, 0).astype(np.int64)
+
+
+def crop_people(
+    image: npt.NDArray[np.uint8] | Pyramid, matrices: Array, size: tuple[int, int]
+) -> npt.NDArray[np.uint8]:
     """Cut all persons of one picture.
 
     Args:
-        image: uint8 [H, W, 3].
+        image: uint8 [H, W, 3], or its pyramid, from the lowest of the :func:`crop_levels` on.
         matrices: [P, 2, 3] image points to crop points.
         size: width, height of the crops.
 
@@ -103,21 +113,12 @@ def crop_people(image: npt.NDArray[np.uint8], matrices: Array, size: tuple[int, 
     """
     width, height = size
     crops = np.empty((len(matrices), height, width, 3), np.uint8)
-    pyramid = [np.ascontiguousarray(image)]
-    for crop, matrix in zip(crops, np.asarray(matrices, np.float64), strict=True):
-        shrink = 1.0 / np.sqrt(max(abs(np.linalg.det(matrix[:, :2])), 1e-12))
-        level = max(0, int(np.floor(np.log2(shrink / _MAX_SHRINK))) + 1) if shrink > _MAX_SHRINK else 0
-        while len(pyramid) <= level and min(pyramid[-1].shape[:2]) >= 2:
-            last = pyramid[-1]
-            half = (max(1, last.shape[1] // 2), max(1, last.shape[0] // 2))
-            pyramid.append(cv2.resize(last, half, interpolation=cv2.INTER_AREA))
-        source = pyramid[min(level, len(pyramid) - 1)]
-        # Points of the halved picture to points of the whole one, on pixel centres, per axis (odd sides).
-        fx, fy = image.shape[1] / source.shape[1], image.shape[0] / source.shape[0]
-        to_image = np.array([[fx, 0, 0.5 * fx - 0.5], [0, fy, 0.5 * fy - 0.5], [0, 0, 1]])
+    pyramid = image if isinstance(image, Pyramid) else Pyramid(image)
+    for crop, matrix, level in zip(crops, np.asarray(matrices, np.float64), crop_levels(matrices), strict=True):
+        source = pyramid.level(int(level))
         cv2.warpAffine(
             source,
-            (matrix @ to_image).astype(np.float64),
+            matrix @ pyramid.placement(source),
             (width, height),
             dst=crop,
             flags=cv2.INTER_LINEAR,

