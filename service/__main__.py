@@ -2,4 +2,6 @@
 
 from service.cli import app
 
-app(prog_name="tritonpose")
+# Workers import this module again, under another name.
+if __name__ == "__main__":
+    app(prog_name="tritonpose")

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
-from service import __version__, problems, routes
+from service import __version__, api_page, problems, routes
 from service.admission import Admission
 from service.callers import Callers
 from service.correlation import Correlation
+from service.deadlines import HEADER as TIMEOUT_HEADER
 from service.engine_choice import open_engine
 from service.engines.base import Engine
 from service.keys import KeyRing
 from service.metrics import Metrics
 from service.pipeline import PosePipeline
 from service.readiness import Readiness
+from service.safe_headers import SafeHeaders
 from service.settings import Settings
 from service.state import Service
+from service.tracing import open_tracing
 
+# Between two refreshes of a worker's figures; Prometheus comes every five seconds or more seldom.
+_REFRESH_SECONDS = 1.0
 _DESCRIPTION = """An image in, COCO poses out.
 
 `curl -F image=@photo.jpg localhost:8000/v1/pose` answers with every person's joints as COCO JSON.
@@ -48,10 +55,12 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
         Readiness(engine, pipeline, metrics),
     )
     metrics.watch(service.admission, engine)
+    tracing = open_tracing()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.readiness.begin()
+        refreshing = asyncio.create_task(_keep_fresh(metrics)) if metrics.shared else None
         try:
             yield
         finally:
@@ -59,10 +68,40 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
             await service.readiness.end()
             await engine.close()
             pipeline.close()
+            if refreshing:
+                refreshing.cancel()
+            if tracing:
+                await asyncio.to_thread(tracing.close)
 
-    app = FastAPI(title="tritonpose", version=__version__, description=_DESCRIPTION, lifespan=lifespan)
+    app = FastAPI(
+        title="tritonpose",
+        version=__version__,
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        openapi_url="/openapi.json" if settings.api_docs else None,
+        docs_url=None,  # service.api_page: without a content network
+        redoc_url=None,
+    )
     app.state.service = service
     app.include_router(routes.router)
+    if settings.api_docs:
+        app.include_router(api_page.router)
     problems.install(app)
-    app.add_middleware(Correlation, metrics=metrics)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "X-API-Key", "Content-Type", "X-Request-ID", TIMEOUT_HEADER],
+            expose_headers=["Retry-After", "Server-Timing", "X-Request-ID"],
+        )
+    app.add_middleware(Correlation, metrics=metrics, tracing=tracing, closing=lambda: service.readiness.closing)
+    app.add_middleware(SafeHeaders)
     return app
+
+
+async def _keep_fresh(metrics: Metrics) -> None:
+    """Other workers' scrapes show this one's figures too, which must not be as old as its own last scrape."""
+    while True:
+        metrics.refresh()
+        await asyncio.sleep(_REFRESH_SECONDS)

@@ -11,8 +11,12 @@ import time
 from typing import Any
 
 from pydantic_core import to_json
+from rich.console import Console
 
+from service import __version__
 from service.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 _TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _TEXT_OF_WORKERS = "%(asctime)s %(levelname)s [%(process)d] %(name)s: %(message)s"
@@ -46,3 +50,19 @@ def set_up(settings: Settings) -> None:
     logging.captureWarnings(True)
     logging.getLogger("uvicorn.error").setLevel("WARNING")
     logging.getLogger("python_multipart").setLevel("ERROR")  # it warns about every broken body; the caller is told
+
+
+def announce(settings: Settings, port: int) -> None:
+    """Say where the service listens: on standard output for people, as a line of the log for what collects it."""
+    shown = "localhost" if settings.host in ("0.0.0.0", "::") else settings.host
+    address = f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
+    if settings.log_format == "json":
+        logger.info("listening at %s", address, extra={"fields": {"address": address, "version": __version__}})
+        return
+    told = (
+        f"[bold]tritonpose {__version__}[/bold]\n"
+        f"  page  {address}/\n"
+        f"  docs  {address}/docs\n"
+        f"  try   curl -F image=@photo.jpg {address}/v1/pose"
+    )
+    Console().print(told, highlight=False, soft_wrap=True)

@@ -18,6 +18,9 @@ from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+# The supervisor's own.
+WORKER_ENDS = "tritonpose_worker_ends"
+WORKER_ENDS_TEXT = "Workers that were replaced: they died, hung, or were restarted by SIGHUP."
 _KINDS = ("counter", "histogram")
 
 

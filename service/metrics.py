@@ -25,7 +25,7 @@ from service import __version__, errors
 from service.admission import Admission
 from service.engine_metrics import ROWS, EngineMetrics, Steps
 from service.engines.base import Engine
-from service.metric_files import MetricFiles
+from service.metric_files import WORKER_ENDS, WORKER_ENDS_TEXT, MetricFiles
 from service.people import PosedPicture
 from service.stages import Stages
 
@@ -39,13 +39,11 @@ _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0
 REASONS = frozenset(
     {kind.type for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.ServiceError)}
     | {"queue-full", "queue-bytes", "queue-pixels", "queue-people", "queue-deadline", "queue-share"}
-    | {"rate", "concurrency"}
+    | {"rate", "concurrency", "connections"}
     | {"body-bytes", "image-bytes", "image-pixels", "images", "other"}
 )
 State = Literal["starting", "ready", "unready", "draining"]
 STATES: tuple[State, ...] = ("starting", "ready", "unready", "draining")
-WORKER_ENDS = "tritonpose_worker_ends"
-WORKER_ENDS_TEXT = "Workers that were replaced: they died, hung, or were restarted by SIGHUP."
 # How the figures of several processes make one; prometheus_client's own collector reads a single process.
 _PROCESS = {"process_start_time_seconds": "livemin", "process_max_fds": "livemin"}
 
@@ -124,7 +122,7 @@ class Metrics:
     def refresh(self) -> None:
         """Read what is counted elsewhere. On the event loop."""
         if self._admission is not None:
-            _, *held = getattr(self._admission, "held", (0, 0, 0, 0))
+            _, *held = self._admission.held
             for gauge, amount in zip((self.queue_bytes, self.queue_pixels, self.queue_people), held, strict=True):
                 gauge.set(amount)
             self.running.set(self._admission.running)

@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from service import errors
 from service.errors import EngineUnavailable, InvalidOption, MethodNotAllowed, NotFound, ServiceError
+from service.records import record_of
 from service.state import service_of
 
 logger = logging.getLogger(__name__)
@@ -27,20 +28,24 @@ TYPE_PREFIX = "/problems/"
 _RETRY_SECONDS = 2.0
 
 
-def problem(error: ServiceError, request: Request) -> Response:
-    """The answer for an error, counted, with ``Retry-After`` where waiting helps."""
-    service_of(request).metrics.rejected(error.reason)
-    document: dict[str, object] = {
+def problem_document(error: ServiceError, instance: str | None = None, request_id: str | None = None) -> bytes:
+    """An error as JSON (RFC 9457)."""
+    document = {
         "type": TYPE_PREFIX + error.type,
         "title": error.title,
         "status": error.status,
         "detail": error.detail,
-        "instance": request.url.path,
+        "instance": instance,
+        "image_index": error.image_index,
+        "request_id": request_id,
     }
-    if error.image_index is not None:
-        document["image_index"] = error.image_index
-    if request_id := request.scope.get("request_id"):
-        document["request_id"] = request_id
+    return to_json({name: value for name, value in document.items() if value is not None})
+
+
+def problem(error: ServiceError, request: Request) -> Response:
+    """The answer for an error, counted, with ``Retry-After`` where waiting helps."""
+    service_of(request).metrics.rejected(error.reason)
+    body = problem_document(error, request.url.path, request.scope.get("request_id"))
     headers = {}
     retry_after = error.retry_after
     if retry_after is None and isinstance(error, EngineUnavailable):
@@ -49,7 +54,7 @@ def problem(error: ServiceError, request: Request) -> Response:
         headers["Retry-After"] = str(math.ceil(retry_after))
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    return Response(to_json(document), error.status, headers, MEDIA_TYPE)
+    return Response(body, error.status, headers, MEDIA_TYPE)
 
 
 def install(app: FastAPI) -> None:

@@ -34,6 +34,7 @@ class Readiness:
 
     Attributes:
         models: names of the pose models that the rehearsal went through.
+        closing: connections should end with their next answer, because this process is about to.
     """
 
     def __init__(self, engine: Engine, pipeline: PosePipeline, metrics: Metrics) -> None:
@@ -41,6 +42,7 @@ class Readiness:
         self._pipeline = pipeline
         self._reason: str | None = "the models are being loaded"
         self._draining = False
+        self.closing = False
         self._answers = False  # the models, when they were last asked
         metrics.watch_state(self.state)
         self.models: list[str] = []
@@ -59,7 +61,7 @@ class Readiness:
 
     def drain(self) -> None:
         """Call the service not ready from now on, so that balancers stop sending; requests are still answered."""
-        self._draining = True
+        self._draining = self.closing = True
 
     async def end(self) -> None:
         """Stop trying."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
-import time
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -28,15 +28,17 @@ from service.errors import ClientGone, InvalidOption, NotFound
 from service.image_header import ImageHeader
 from service.options import PoseOptions, read_options
 from service.pipeline import FEW_PEOPLE, Answer
+from service.records import record_of
 from service.scenes import render_scene
 from service.stages import Stages
 from service.state import Service, service_of
 
 _PAGE = Path(__file__).parent / "page" / "index.html"
 _JSON = "application/json"
-# The page is one file and talks to this service only.
+# The page is one file and talks to this service only; of scripts, its own is run, known by its hash.
 _PAGE_POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; img-src data: blob:"
+    "default-src 'none'; script-src 'sha256-{script}'; style-src 'unsafe-inline'; connect-src 'self'; "
+    "img-src data: blob:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 )
 _PNG, _JPEG = "image/png", "image/jpeg"
 
@@ -44,7 +46,9 @@ _PNG, _JPEG = "image/png", "image/jpeg"
 async def _authorize(request: Request) -> None:
     """Find out who asks, before anything else: his key, and the rate that he may ask at."""
     service, peer = service_of(request), request.client
-    request.state.caller = service.callers.find(service.keys.authenticate(request.headers), peer.host if peer else None)
+    key = service.keys.authenticate(request.headers)
+    record_of(request).client = key.name if key else None
+    request.state.caller = service.callers.find(key, peer.host if peer else None)
 
 
 router = APIRouter()
@@ -54,8 +58,8 @@ _guarded = APIRouter(prefix="/v1", dependencies=[Depends(_authorize)], responses
 @_guarded.post("/pose", summary="Find the people of one or several pictures", openapi_extra=POSE_OPERATION)
 async def pose(request: Request) -> Response:
     """Every person's joints: a COCO document, a results list, or the drawn picture."""
-    started = time.perf_counter()
-    service, stages = service_of(request), Stages()
+    service, record = service_of(request), record_of(request)
+    stages = record.stages
     service.readiness.require_started()
     seconds = read_timeout(request.headers.get(TIMEOUT_HEADER), service.settings)
     deadline = asyncio.get_running_loop().time() + seconds
@@ -65,6 +69,7 @@ async def pose(request: Request) -> Response:
     caller: Caller = request.state.caller
     with service.admission.enter(caller, deadline) as visit:
         body, headers = await _read_body(request, service, visit, stages)
+        record.images = len(body.pictures)
         if body.options:
             given += body.options
             options = read_options(given, defaults)
@@ -85,16 +90,14 @@ async def pose(request: Request) -> Response:
                     deadline=deadline,
                 )
                 _learn(service, body, answer, defaults.max_people)
-                if drawn_type or sum(len(picture.people) for picture in answer.pictures) > FEW_PEOPLE:
+                record.people = sum(len(picture.people) for picture in answer.pictures)
+                if drawn_type or record.people > FEW_PEOPLE:
                     return await service.pipeline.off_loop(_encode, answer, drawn_type, service, stages)
                 return _encode(answer, drawn_type, service, stages)
 
         left = deadline - asyncio.get_running_loop().time()
         data = await finish_within(work(), left, _hang_up(request), asked=seconds)
-    stages.add("total", time.perf_counter() - started)
-    service.metrics.answered(stages)
-    told = {"Server-Timing": stages.server_timing(), "Vary": "Accept"}
-    return Response(data, media_type=drawn_type or _JSON, headers=told)
+    return Response(data, media_type=drawn_type or _JSON, headers={"Vary": "Accept"})
 
 
 @_guarded.get("/models", summary="What is loaded")
@@ -128,6 +131,8 @@ async def ready(request: Request) -> Response:
 @router.get("/metrics", tags=["health"], summary="Prometheus")
 async def metrics(request: Request) -> Response:
     """Counters and histograms in Prometheus' text format."""
+    if service_of(request).settings.metrics_need_key:
+        service_of(request).keys.authenticate(request.headers)
     shown = service_of(request).metrics
     shown.refresh()
     text = await asyncio.to_thread(shown.text)  # of several workers: milliseconds
@@ -147,10 +152,10 @@ async def problem_type(kind: str) -> Response:
 @router.get("/", include_in_schema=False)
 async def page(request: Request) -> Response:
     """The page to drop a photo on."""
-    html, tag = _page()
+    html, tag, policy = _page()
+    headers = {"ETag": tag, "Cache-Control": "no-cache", "Content-Security-Policy": policy}
     if request.headers.get("if-none-match") == tag:
-        return Response(status_code=304, headers={"ETag": tag})
-    headers = {"ETag": tag, "Cache-Control": "no-cache", "Content-Security-Policy": _PAGE_POLICY}
+        return Response(status_code=304, headers=headers)
     return Response(html, media_type="text/html", headers=headers)
 
 
@@ -244,9 +249,12 @@ def _refusal(engine: Engine) -> dict[str, str]:
 
 
 @cache
-def _page() -> tuple[bytes, str]:
+def _page() -> tuple[bytes, str, str]:
+    """The page, its entity tag and its content security policy."""
     html = _PAGE.read_bytes()
-    return html, f'"{hashlib.sha256(html).hexdigest()[:16]}"'
+    script = html.partition(b"<script>")[2].partition(b"</script>")[0]
+    policy = _PAGE_POLICY.format(script=base64.b64encode(hashlib.sha256(script).digest()).decode())
+    return html, f'"{hashlib.sha256(html).hexdigest()[:16]}"', policy
 
 
 @cache

@@ -8,10 +8,10 @@ import socket
 from types import FrameType
 
 import uvicorn
-from rich.console import Console
+from fastapi import FastAPI
 
-from service import __version__
 from service.app import create_app
+from service.logs import announce, set_up
 from service.settings import Settings
 from service.state import Service
 
@@ -24,10 +24,9 @@ _KEEP_ALIVE_SECONDS = 65
 class PoseServer(uvicorn.Server):
     """uvicorn, with an orderly end: readiness goes off first, then the port closes, then requests finish."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, console: Console) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self._service = service
-        self._console = console
         self._draining = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -35,8 +34,8 @@ class PoseServer(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             self._loop = asyncio.get_running_loop()
-            port = self.servers[0].sockets[0].getsockname()[1]
-            self._console.print(_where_to_look(self.config.host, port), highlight=False, soft_wrap=True)
+            if self.servers:
+                announce(self._service.settings, self.servers[0].sockets[0].getsockname()[1])
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """First signal: drain. Second: stop at once. (uvicorn's own raises it again at the end, exit code 143)."""
@@ -44,9 +43,11 @@ class PoseServer(uvicorn.Server):
             self.should_exit = self.force_exit = True
             return
         self._draining = True
-        self._loop.call_soon_threadsafe(self._drain)
+        self._loop.call_soon_threadsafe(self.drain)
 
-    def _drain(self) -> None:
+    def drain(self) -> None:
+        """Call the service unready, go on answering for a while, then finish what is in flight and end."""
+        self._draining = True
         seconds = self._service.settings.drain_seconds
         logger.info("shutting down: %d requests in flight", self._service.admission.admitted)
         self._service.readiness.drain()
@@ -54,12 +55,21 @@ class PoseServer(uvicorn.Server):
 
 
 def serve(settings: Settings) -> bool:
-    """Serve until a signal ends it. False when the port could not be opened."""
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
-    )
+    """Serve until a signal ends it. False when the port could not be opened, or the workers did not start."""
+    set_up(settings)
+    if settings.workers > 1:
+        from service.supervisor import Supervisor
+
+        return Supervisor(settings).run()
     app = create_app(settings)
-    config = uvicorn.Config(
+    server = PoseServer(uvicorn_config(app, settings), app.state.service)
+    server.run()
+    return server.started
+
+
+def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """uvicorn's settings for the application."""
+    return uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
@@ -68,20 +78,4 @@ def serve(settings: Settings) -> bool:
         server_header=False,
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=round(settings.shutdown_seconds),
-    )
-    logging.getLogger("uvicorn.error").setLevel("WARNING")
-    logging.getLogger("python_multipart").setLevel("ERROR")  # it warns about every broken body; the caller is told
-    server = PoseServer(config, app.state.service, Console())
-    server.run()
-    return server.started
-
-
-def _where_to_look(host: str, port: int) -> str:
-    shown = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
-    address = f"http://{shown}:{port}"
-    return (
-        f"[bold]tritonpose {__version__}[/bold]\n"
-        f"  page  {address}/\n"
-        f"  docs  {address}/docs\n"
-        f"  try   curl -F image=@photo.jpg {address}/v1/pose"
     )
