@@ -6,6 +6,9 @@ Before the load each picture is posted once with each mix of options; these answ
 equal (to 0.5 px and 0.01 of score). Of drawn pictures it is also told how many of the people were found. The exit
 code is 1 when an answer was wrong too often or too slow (``--max-fail-ratio``, ``--max-p95``), 2 when the load
 could not begin.
+
+This file is the closed loop: each user keeps one request in flight. ``loadtest/scenarios/`` has steps to saturation,
+arrivals at a rate, and callers who misbehave; ``python -m loadtest.campaign`` runs them all.
 """
 
 from __future__ import annotations
@@ -14,11 +17,10 @@ import itertools
 import json
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
 
 from locust import FastHttpUser, constant, events, task
 from locust.argument_parser import LocustArgumentParser
@@ -26,34 +28,13 @@ from locust.env import Environment
 from locust.exception import StopTest
 from locust.runners import MasterRunner
 
-from loadtest.agreement import Recall, disagreement, recall
-from loadtest.pictures import LoadPicture, folder_pictures, rendered_pictures
-from service.client import ClientError, PoseClient, ProblemError
+from loadtest.agreement import Recall, recall
+from loadtest.cases import Case, Checked, learn
+from loadtest.pictures import folder_pictures, mixed_pictures, rendered_pictures
+from service.client import ClientError, PoseClient
 
 logger = logging.getLogger("loadtest")
 logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request that is learnt says nothing
-
-# What callers ask for, the usual thing more often. Options that a model does not have are left out at the start.
-MIXES: tuple[Mapping[str, str], ...] = (
-    {},
-    {},
-    {},
-    {"format": "results"},
-    {"flip": "true"},
-    {"fusion": "1,0,0"},
-    {"max_people": "2"},
-    {"rescore": "false", "nms_oks": "0.9"},
-)
-
-
-@dataclass(frozen=True)
-class Case:
-    """One request and its right answer."""
-
-    name: str
-    path: str
-    picture: LoadPicture
-    expected: Any
 
 
 @events.init_command_line_parser.add_listener
@@ -62,6 +43,8 @@ def add_options(parser: LocustArgumentParser) -> None:
     group = parser.add_argument_group("pictures and limits")
     group.add_argument("--folder", env_var="LOADTEST_FOLDER", default="", help="Pictures to post; else drawn ones.")
     group.add_argument("--pictures", env_var="LOADTEST_PICTURES", type=int, default=12, help="How many pictures.")
+    group.add_argument("--mixed", action="store_true", help="Draw several sizes, counts of people and formats.")
+    group.add_argument("--record", default="", help="File for the time and fate of every request (JSON).")
     group.add_argument("--api-key", env_var="TRITONPOSE_API_KEY", default="", help="Key of the service.")
     group.add_argument(
         "--max-fail-ratio", env_var="LOADTEST_MAX_FAIL_RATIO", type=float, default=0.0, help="Share that may fail."
@@ -95,13 +78,13 @@ def learn_answers(environment: Environment) -> None:
     try:
         if not environment.host or options is None:
             raise ValueError("no --host given")
-        pictures = (
-            folder_pictures(Path(options.folder), options.pictures)
-            if options.folder
-            else rendered_pictures(options.pictures, (1, 5))
-        )
+        if options.folder:
+            pictures = folder_pictures(Path(options.folder), options.pictures)
+        else:
+            count = options.pictures
+            pictures = mixed_pictures(count) if options.mixed else rendered_pictures(count, (1, 5))
         with PoseClient(environment.host, options.api_key or None, retries=5) as client:
-            PoseUser.cases = list(_cases(client, pictures))
+            PoseUser.cases = learn(client, pictures)
     except (ClientError, ValueError, OSError) as error:
         logger.error("the load cannot begin: %s", error)
         environment.process_exit_code = 2
@@ -110,6 +93,33 @@ def learn_answers(environment: Environment) -> None:
     PoseUser.recall = sum(found, Recall())
     PoseUser.turns = itertools.count()
     logger.info("%d requests learnt from %d pictures", len(PoseUser.cases), len(pictures))
+
+
+@events.test_start.add_listener
+def start_recording(environment: Environment, **_: object) -> None:
+    """Note when the load began."""
+    Record.began, Record.rows = time.perf_counter(), []
+
+
+@events.request.add_listener
+def record(response_time: float, exception: BaseException | None, context: dict[str, Any], **_: object) -> None:
+    """Note one request: when it was begun or was due, how long it took, and whether its answer was right."""
+    begun = context.get("begun", time.perf_counter() - response_time / 1000)
+    Record.rows.append((round(begun - Record.began, 4), round(response_time, 2), exception is None))
+
+
+@events.quitting.add_listener
+def write_record(environment: Environment, **_: object) -> None:
+    """Write what was noted, for :mod:`loadtest.campaign`."""
+    if environment.parsed_options is not None and environment.parsed_options.record:
+        Path(environment.parsed_options.record).write_text(json.dumps(Record.rows))
+
+
+class Record:
+    """What was noted of the requests of this process: (second since the start, milliseconds, right)."""
+
+    began = 0.0
+    rows: list[tuple[float, float, bool]] = []  # noqa: RUF012  filled by listeners, which Locust calls bare
 
 
 @events.quitting.add_listener
@@ -149,54 +159,36 @@ class PoseUser(FastHttpUser):
     learnt_from: str | None = None
     recall = Recall()
     turns: Iterator[int] = itertools.count()
+    checked = Checked()
 
     @task
     def post_picture(self) -> None:
         """One picture with one mix of options."""
+        self.post_case(self.next_case())
+
+    def next_case(self) -> Case:
+        """All cases in turn, whoever of the users asks. Raises StopTest where none was learnt."""
         if not self.cases:
             raise StopTest("no right answers are known")
-        case = self.cases[next(PoseUser.turns) % len(self.cases)]
+        return self.cases[next(PoseUser.turns) % len(self.cases)]
+
+    def key(self) -> dict[str, str]:
+        """The header with the API key, if one is given."""
         options = self.environment.parsed_options
-        headers = {"Content-Type": case.picture.media_type}
-        if options is not None and options.api_key:
-            headers["Authorization"] = f"Bearer {options.api_key}"
+        return {"Authorization": f"Bearer {options.api_key}"} if options is not None and options.api_key else {}
+
+    def post_case(self, case: Case, due: float | None = None) -> None:
+        """Post and check. ``due``: moment of ``time.perf_counter`` from which the answer is waited for; now if None."""
+        begun = time.perf_counter() if due is None else due
+        headers = {"Content-Type": case.picture.media_type, **self.key()}
         body: Any = case.picture.data  # bytes are fine, the annotation says text
-        with self.client.post(case.path, data=body, headers=headers, name=case.name, catch_response=True) as response:
+        with self.client.post(
+            case.path, data=body, headers=headers, name=case.name, catch_response=True, context={"begun": begun}
+        ) as response:
+            response.request_meta["response_time"] = (time.perf_counter() - begun) * 1000
             if response.status_code != 200:
                 response.failure(f"HTTP {response.status_code}: {(response.text or str(response.error))[:200]}")
-                return
-            try:
-                reason = disagreement(case.expected, json.loads(response.content or b""))
-            except (ValueError, KeyError, TypeError) as error:
-                reason = f"unreadable answer: {error!r}"
-            if reason:
+            elif reason := self.checked.wrong(case, response.content or b""):
                 response.failure(f"{case.picture.name}: {reason}")
             else:
                 response.success()
-
-
-def _cases(client: PoseClient, pictures: Sequence[LoadPicture]) -> Iterator[Case]:
-    """Every picture with every mix; mixes are interleaved so that a short run has some of each."""
-    mixes = [mix for mix in MIXES if _is_served(client, pictures[0], mix)]
-    learnt: dict[tuple[str, str], Any] = {}
-    for index in range(len(pictures) * len(mixes)):
-        lap, place = divmod(index, len(pictures))
-        picture, mix = pictures[place], mixes[(lap + place) % len(mixes)]
-        options: dict[str, Any] = {"format": "coco", **mix}
-        path = "/v1/pose?" + urlencode(options)
-        if (picture.name, path) not in learnt:
-            learnt[picture.name, path] = client.pose(picture.data, **options)
-        name = " ".join(f"{key}={value}" for key, value in mix.items()) or "coco"
-        yield Case(name, path, picture, learnt[picture.name, path])
-
-
-def _is_served(client: PoseClient, picture: LoadPicture, mix: Mapping[str, str]) -> bool:
-    try:
-        options: dict[str, Any] = dict(mix)
-        client.pose(picture.data, **options)
-    except ProblemError as problem:
-        if problem.status != 422:
-            raise
-        logger.info("left out %s: %s", dict(mix), problem.detail)
-        return False
-    return True

@@ -8,7 +8,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -87,6 +88,18 @@ class ServiceProcess:
                     state = f"ended with {self._process.poll()}" if self._process.poll() is not None else "is not ready"
                     raise RuntimeError(f"the service {state}:\n{self._log.read()[-4000:]}")
                 time.sleep(0.05)
+
+
+@contextmanager
+def running_service(
+    url: str | None, settings: Mapping[str, str] | None = None, *, start_seconds: float = 120.0
+) -> Iterator[tuple[str, ServiceProcess | None]]:
+    """The service at ``url``, which is not ours to look into (None); or one that is started here and ended after."""
+    if url is not None:
+        yield url.rstrip("/"), None
+        return
+    with ServiceProcess(settings, start_seconds=start_seconds) as service:
+        yield service.url, service
 
 
 def resident_mb(pid: int) -> float | None:
