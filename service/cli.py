@@ -46,15 +46,22 @@ def _settings(**given: Any) -> Settings:
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on. Default: 127.0.0.1.")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one. Default: 8000.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes that serve the port. Default: 1.")] = None,
     repository: Repository = None,
     threads: Threads = None,
     engine: Engine = None,
     triton_url: TritonUrl = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Try all models on a rendered picture and exit.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Load all models, try them on a picture, exit.")] = False,
 ) -> None:
     """Start the HTTP service."""
     settings = _settings(
-        host=host, port=port, repository=repository, threads=threads, engine=engine, triton_url=triton_url
+        host=host,
+        port=port,
+        workers=workers,
+        repository=repository,
+        threads=threads,
+        engine=engine,
+        triton_url=triton_url,
     )
     if dry_run:
         asyncio.run(_dry_run(settings))
@@ -151,6 +158,7 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Show the v
 
 
 async def _dry_run(settings: Settings) -> None:
+    from service.catalogue import list_models
     from service.engine_choice import open_engine
     from service.errors import ServiceError
     from service.pipeline import PosePipeline
@@ -161,14 +169,22 @@ async def _dry_run(settings: Settings) -> None:
     pipeline = PosePipeline(engine, settings)
     try:
         await engine.start()
-        names = await rehearse(pipeline)
+        loaded = time.perf_counter() - started
+        listed = await list_models(engine)
+        took = await rehearse(pipeline)
     except ServiceError as error:
         _errors.print(f"[red]{error.title}[/red]: {error.detail}")
         raise typer.Exit(1) from None
     finally:
         await engine.close()
         pipeline.close()
-    _output.print(f"ready in {time.perf_counter() - started:.2f} s: {', '.join(names)}")
+    versions = [f"{one['name']} {max(one['versions'], default='?')}" for one in listed]
+    _output.print(f"{engine.kind} engine, {settings.repository if engine.kind == 'embedded' else engine.place}")
+    _output.print(f"loaded in {loaded:.2f} s: {', '.join(versions)}", soft_wrap=True)
+    for name, stages in took.items():
+        parts = ", ".join(f"{stage} {spent:.1f}" for stage, spent in stages.milliseconds().items())
+        _output.print(f"{name}: two pictures, milliseconds: {parts}", soft_wrap=True)
+    _output.print(f"ready in {time.perf_counter() - started:.2f} s: {', '.join(took)}", soft_wrap=True)
 
 
 async def _list_models(settings: Settings) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from service.metrics import Metrics, State
 from service.options import PoseOptions
 from service.pipeline import PosePipeline
 from service.scenes import render_scene
+from service.stages import Stages
 from service.steps import Picture
 
 logger = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ class Readiness:
         return "ready" if self._answers and self._engine.unavailable is None else "unready"
 
     async def _try_models(self, models: Models) -> None:
-        names = await rehearse(self._pipeline, models)
+        names = list(await rehearse(self._pipeline, models))
         if self._reason is None:
             self.models = names
 
@@ -112,7 +113,7 @@ class Readiness:
         while self._reason is not None:
             try:
                 await self._engine.start()
-                self.models = await rehearse(self._pipeline)
+                self.models = list(await rehearse(self._pipeline))
             except ServiceError as error:
                 self._reason = error.detail
                 logger.warning("not ready, trying again in %g s: %s", _RETRY_SECONDS, error.detail)
@@ -127,7 +128,7 @@ class Readiness:
                 logger.info("ready after %.2f s: %s", time.perf_counter() - started, ", ".join(self.models))
 
 
-async def rehearse(pipeline: PosePipeline, models: Models | None = None) -> list[str]:
+async def rehearse(pipeline: PosePipeline, models: Models | None = None) -> dict[str, Stages]:
     """Send a rendered picture through every pose model, as a detector sees it and with a given box.
 
     Args:
@@ -135,7 +136,7 @@ async def rehearse(pipeline: PosePipeline, models: Models | None = None) -> list
         models: to try; those that the engine serves now when None.
 
     Returns:
-        names of the pose models that answered.
+        where the time went, by the name of each pose model that answered.
 
     Raises:
         ServiceError: what a request would have got.
@@ -147,11 +148,13 @@ async def rehearse(pipeline: PosePipeline, models: Models | None = None) -> list
     data, box = await asyncio.to_thread(_rehearsal_picture)
     # The box makes sure that the pose model runs, even when a detector finds nobody in the picture.
     pictures = [Picture(data, 1), Picture(data, 2, box)]
+    took: dict[str, Stages] = {}
     for name in names:
-        answer = await pipeline.run(pictures, PoseOptions(model=name), models=models)
+        took[name] = Stages()
+        answer = await pipeline.run(pictures, PoseOptions(model=name), took[name], models=models)
         if answer.pose.flip_model:
             await pipeline.run(pictures[1:], PoseOptions(model=name, flip=True), models=models)
-    return names
+    return took
 
 
 def _rehearsal_picture() -> tuple[bytes, npt.NDArray[np.float64]]:
