@@ -91,8 +91,8 @@ def test_large_photographs_are_averaged_closely(size: tuple[int, int]) -> None:
     square, placed = letterbox(np.repeat(grey[..., None], 3, 2), 256)
     expected = area_weights(size[1], placed.inner_height) @ grey @ area_weights(size[0], placed.inner_width).T
     difference = np.abs(square[: placed.inner_height, : placed.inner_width, 0] - expected)
-    assert difference.mean() < 1
-    assert difference.max() <= 8
+    assert difference.mean() < 1.5
+    assert difference.max() <= 10
 
 
 @settings(deadline=None)
