@@ -13,6 +13,7 @@
     ├── InvalidOption         422  option out of range, unknown model
     ├── Overloaded            429  the bounded queue is full, or too long for the deadline (Retry-After)
     ├── RateLimited           429  this caller asks too fast, or too much at a time (Retry-After)
+    ├── HeadTooLarge          431  the request line and headers are too long
     ├── ClientGone            499  the caller hung up
     ├── EngineUnavailable     503  engine gone, starting or draining (Retry-After)
     │   └── ModelNotFound     503  a model the pipeline needs is not loaded
@@ -124,6 +125,12 @@ class RateLimited(ServiceError):
     """This caller asks faster, or for more at a time, than he may; others are served."""
 
     status, type, title = 429, "rate-limited", "Too many requests of this caller"
+
+
+class HeadTooLarge(ServiceError):
+    """The request's line and headers are too long, or too many."""
+
+    status, type, title = 431, "head-too-large", "Request head too large"
 
 
 class InferenceFailed(ServiceError):

@@ -45,7 +45,9 @@ def problem_document(error: ServiceError, instance: str | None = None, request_i
 def problem(error: ServiceError, request: Request) -> Response:
     """The answer for an error, counted, with ``Retry-After`` where waiting helps."""
     service_of(request).metrics.rejected(error.reason)
-    body = problem_document(error, request.url.path, request.scope.get("request_id"))
+    record = record_of(request)
+    record.reason = error.reason
+    body = problem_document(error, request.url.path, record.request_id)
     headers = {}
     retry_after = error.retry_after
     if retry_after is None and isinstance(error, EngineUnavailable):

@@ -11,6 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.app import create_app
+from service.connections import connection_options
 from service.logs import announce, set_up
 from service.settings import Settings
 from service.state import Service
@@ -76,6 +77,7 @@ def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         log_config=None,
         access_log=False,  # service.correlation writes one line for each request, with its id
         server_header=False,
+        **connection_options(settings),
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=round(settings.shutdown_seconds),
     )

@@ -82,6 +82,8 @@ class Settings(BaseSettings):
     caller_concurrency: int = Field(
         0, ge=0, description="Requests of one caller in flight; 0 for no limit (429 above)."
     )
+    max_connections: int = Field(1000, gt=0, description="Connections open at a time (429 above, and closed).")
+    head_seconds: float = Field(15.0, gt=0, description="Longest time that a request's head may take to arrive (408).")
     trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Addresses or networks whose X-Forwarded-For is believed (comma-separated); none by default."
     )
@@ -97,10 +99,15 @@ class Settings(BaseSettings):
     api_keys_file: Path | None = Field(
         None, description="File of hashed keys and their limits (tritonpose keys create), read again when it changes."
     )
+    metrics_need_key: bool = Field(False, description="/metrics asks for an API key, as /v1/pose does.")
+    api_docs: bool = Field(True, description="/docs and /openapi.json are served.")
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Web origins whose pages may call the API (comma-separated; * for all); none by default."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
     log_format: Literal["text", "json"] = Field("text", description="Lines to read, or one JSON object a line.")
 
-    @field_validator("api_keys", "trusted_proxies", mode="before")
+    @field_validator("api_keys", "trusted_proxies", "cors_origins", mode="before")
     @classmethod
     def _split_list(cls, value: object) -> object:
         return tuple(one.strip() for one in value.split(",") if one.strip()) if isinstance(value, str) else value
@@ -110,6 +117,14 @@ class Settings(BaseSettings):
     def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for one in value:
             ipaddress.ip_network(one)  # names the value that is none; "*" would believe everybody
+        return value
+
+    @field_validator("cors_origins", mode="after")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for one in value:
+            if one != "*" and not re.fullmatch(r"https?://[\w.-]+(:\d+)?", one):
+                raise ValueError(f"{one!r} is no origin, such as https://app.example.org (no path), nor *")
         return value
 
     @field_validator("api_keys_file", mode="before")

@@ -1,0 +1,172 @@
+"""Limits of a connection, before a request is one: what uvicorn leaves open to whoever sends slowly or without end.
+
+uvicorn reads a request's head however long it is and takes, drops the rest of a body that was answered early for as
+long as it comes, and keeps an answer for a caller who does not read it. Each would cost one slow caller nothing and
+the service its memory or its descriptors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from service.errors import HeadTooLarge, RateLimited, RequestTimeout, ServiceError
+from service.problems import MEDIA_TYPE, problem_document
+from service.settings import Settings
+
+# Request line and headers together: browsers and proxies send 1 to 8 kB, and no option of ours is long.
+MAX_HEAD_BYTES = 32 * 1024
+MAX_HEADERS = 100
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """uvicorn's HTTP/1.1 protocol with bounds; :func:`bounded` fills in the service's own.
+
+    Attributes:
+        most: connections at a time; one more is told so and closed.
+        head_seconds: for a request's head, from its first byte or the connection's start.
+        rest_seconds: for what still comes of a body when the answer is out already.
+        write_seconds: for a caller to take some of an answer.
+    """
+
+    most = 1000
+    head_seconds = 15.0
+    rest_seconds = 30.0
+    write_seconds = 60.0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Count the connection, and give its first request time to arrive."""
+        super().connection_made(transport)
+        self._in_head, self._begun = True, False
+        self._head_bytes = self._header_count = 0
+        self._patience: asyncio.TimerHandle | None = None
+        self._writing: asyncio.TimerHandle | None = None
+        self._unsent = 0
+        if len(self.connections) > self.most:
+            self._refuse(
+                RateLimited(f"more than {self.most} connections are open", retry_after=1, reason="connections")
+            )
+            return
+        self._patience = self.loop.call_later(self.head_seconds, self._head_is_late)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop all clocks."""
+        super().connection_lost(exc)
+        self._stop_waiting()
+        if self._writing is not None:
+            self._writing.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        """Feed the parser; a head, or what nobody reads any more of a body, must come to an end."""
+        if self._patience is None and not self.transport.is_closing():
+            if self._in_head:
+                self._patience = self.loop.call_later(self.head_seconds, self._head_is_late)
+            elif self.cycle is not None and self.cycle.response_complete:
+                self._patience = self.loop.call_later(self.rest_seconds, self.transport.abort)
+        if self._in_head:
+            self._begun = True
+            self._head_bytes += len(data)
+        super().data_received(data)
+        # The parser calls back once a line is whole: a line without end shows here alone.
+        if self._in_head and self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self._refuse(HeadTooLarge(f"more than {MAX_HEAD_BYTES} bytes of request line and headers"))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Count headers."""
+        self._header_count += 1
+        if self._header_count <= MAX_HEADERS:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """The head is there: begin the request, unless it is too large."""
+        size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+        count, self._header_count, self._head_bytes = self._header_count, 0, 0
+        self._in_head = False
+        self._stop_waiting()
+        if self.transport.is_closing():
+            return
+        if count > MAX_HEADERS:
+            self._refuse(HeadTooLarge(f"{count} headers; at most {MAX_HEADERS} are read"))
+        elif size > MAX_HEAD_BYTES:
+            self._refuse(HeadTooLarge(f"{size} bytes of request line and headers; at most {MAX_HEAD_BYTES} are read"))
+        else:
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Hand on what was not refused."""
+        if self.cycle is not None and not self.transport.is_closing():
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The next bytes begin another head."""
+        self._in_head, self._begun = True, False
+        self._stop_waiting()
+        if self.cycle is not None and not self.transport.is_closing():
+            super().on_message_complete()
+
+    def pause_writing(self) -> None:
+        """The caller reads more slowly than we write: some of it must go within ``write_seconds``."""
+        super().pause_writing()
+        self._watch_writing()
+
+    def resume_writing(self) -> None:
+        """The caller has taken nearly all of it."""
+        super().resume_writing()
+        if self._writing is not None:
+            self._writing.cancel()
+            self._writing = None
+
+    def _watch_writing(self) -> None:
+        self._unsent = self.transport.get_write_buffer_size()
+        self._writing = self.loop.call_later(self.write_seconds, self._writing_stands)
+
+    def _writing_stands(self) -> None:
+        if self.transport.get_write_buffer_size() < self._unsent:
+            self._watch_writing()
+        else:
+            self.transport.abort()
+
+    def _head_is_late(self) -> None:
+        self._patience = None
+        if self.transport.is_closing():
+            return
+        if self.cycle is not None and not self.cycle.response_complete:
+            # The request before is being answered, and some stray bytes came after it.
+            self._patience = self.loop.call_later(self.head_seconds, self._head_is_late)
+        elif self._begun:
+            self._refuse(RequestTimeout(f"the request's head did not arrive within {self.head_seconds:g} s"))
+        else:  # a connection opened in advance and not used
+            self.transport.close()
+
+    def _stop_waiting(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+    def _refuse(self, error: ServiceError) -> None:
+        """Answer without a request, and close."""
+        self._stop_waiting()
+        body = problem_document(error)
+        head = [
+            STATUS_LINE[error.status],
+            f"content-type: {MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\n".encode(),
+            b"cache-control: no-store\r\nx-content-type-options: nosniff\r\nconnection: close\r\n",
+        ]
+        if error.retry_after is not None:
+            head.append(f"retry-after: {error.retry_after:.0f}\r\n".encode())
+        self.transport.write(b"".join([*head, b"\r\n", body]))
+        self.transport.close()
+
+
+def connection_options(settings: Settings) -> dict[str, Any]:
+    """What uvicorn is to be told about connections: our protocol, no WebSockets, and whose word on callers counts."""
+    bounds = {"most": settings.max_connections, "head_seconds": settings.head_seconds}
+    return {
+        "http": type("Protocol", (BoundedProtocol,), {**bounds, "rest_seconds": settings.body_seconds}),
+        "ws": "none",
+        # uvicorn would believe X-Forwarded-For of everybody on this machine.
+        "proxy_headers": bool(settings.trusted_proxies),
+        "forwarded_allow_ips": list(settings.trusted_proxies),
+    }
