@@ -33,6 +33,7 @@ from training.datasets.coco import CocoSet, ImageRecord
 from training.metrics.aic import aic_score
 from training.metrics.coco import CocoFigures, JoinedJoints, box_figures, join_joints, keypoint_figures
 from training.metrics.crowding import crowd_figures
+from training.metrics.joint_errors import joint_errors
 from training.metrics.pck import Pair, Pck, count_correct, labelled_people, pair_by_overlap, pair_in_order
 from training.metrics.pckh import count_within_heads
 from training.recipe import DataSource, Format, Strict
@@ -274,6 +275,7 @@ def _summarize_set(measured: Measured, recipe: EvaluationRecipe) -> JsonObject:
         spread = found.ranking.spread(recipe.resamples, rng) if found else None
         summary[name] = {**found.figures, "spread": spread} if found else None
     summary["pck"] = measured.pck.summary(recipe.resamples, rng) if measured.pck else None
+    summary["joint_errors"] = joint_errors(measured.pairs, measured.joints)
     if measured.own:
         summary[measured.own.name] = measured.own.summary(recipe.resamples, rng)
     summary["ms_per_picture"] = round(measured.seconds * 1e3 / len(measured.answers), 2)

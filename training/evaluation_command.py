@@ -59,6 +59,9 @@ def evaluate(
     save: Annotated[Path | None, typer.Option(help="Write the results list that loadRes takes.")] = None,
     draw: Annotated[Path | None, typer.Option(help="Folder for pictures of the worst cases.")] = None,
     worst: Annotated[int, typer.Option(min=1, help="How many of each set to draw.")] = 20,
+    failures: Annotated[
+        Path | None, typer.Option(help="PNG of the people met worst, as sketches without their photographs.")
+    ] = None,
 ) -> None:
     """Measure what is served: keypoint and box AP, PCK@0.2, the format's own. The last line is one JSON object."""
     from service.client import ClientError
@@ -69,6 +72,7 @@ def evaluate(
     from training.datasets.coco import DatasetError
     from training.evaluate import EvaluationRecipe, summarize
     from training.evaluate import evaluate as measure
+    from training.failure_sheet import draw_failures
     from training.recipe import RecipeError, read_recipe
 
     if url and repository:
@@ -99,6 +103,7 @@ def evaluate(
     evaluation_report.print_tables(screen, summary)
     written = evaluation_report.save_results(evaluation, save) if save else []
     written += evaluation_report.draw_worst(evaluation, draw, worst) if draw else []
+    written += draw_failures(evaluation, failures) if failures else []
     for path in written:
         progress.print(f"wrote {path}")
     # Not rich's print: a table may be wrapped, this line may not.

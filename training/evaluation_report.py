@@ -18,6 +18,7 @@ from service.skeletons import Skeleton
 from training.datasets.coco import ImageRecord, read_rgb
 from training.evaluate import Evaluation, Measured
 from training.metrics.coco import BOX_FIGURES, KEYPOINT_FIGURES, keypoint_results
+from training.metrics.joint_errors import KINDS
 from training.metrics.pck import labelled_people, similarity
 
 JsonObject = dict[str, Any]
@@ -53,6 +54,12 @@ def print_tables(console: Console, summary: JsonObject) -> None:
             console.print(_aic_table(name, figures["aic"]))
         if "crowdpose" in figures:
             console.print(_crowd_table(name, figures["crowdpose"]))
+    diagnosed = {name: figures["joint_errors"] for name, figures in sets.items() if figures["joint_errors"]}
+    if diagnosed:
+        table = Table("set", *KINDS, title="Labelled joints of people who were found, percent", title_justify="left")
+        for name, shares in diagnosed.items():
+            table.add_row(name, *(_percent(shares[kind]) for kind in KINDS))
+        console.print(table)
     times = Table("set", "pictures", "people", "answered", "ms/picture", "p50 ms", "p95 ms", title="Pictures",
                   title_justify="left")  # fmt: skip
     for name, figures in sets.items():
