@@ -66,9 +66,18 @@ def serve(
     if dry_run:
         asyncio.run(_dry_run(settings))
         return
-    from service.server import serve as serve_http
+    from service.logs import set_up
 
-    if not serve_http(settings):
+    set_up(settings)
+    if settings.workers > 1:
+        from service.supervisor import Supervisor  # without the application: the workers load it
+
+        well = Supervisor(settings).run()
+    else:
+        from service.server import serve as serve_http
+
+        well = serve_http(settings)
+    if not well:
         raise typer.Exit(1)
 
 

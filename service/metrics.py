@@ -83,7 +83,9 @@ class Metrics:
         self.queue_people = self._gauge("queue_people", "People expected in the pictures of pose requests in flight.")
         self.ready = self._gauge("ready", "1 when the models answer (in at least one worker).", across="livemax")
         self.workers = self._gauge("workers", "Processes that serve, by state.", "state")
-        self._info = self._gauge("info", "1: version of the service and kind of its engine.", "version", "engine")
+        self._info = self._gauge(
+            "info", "1: version of the service and kind of its engine.", "version", "engine", across="livemax"
+        )
         self._ends = self._counter(WORKER_ENDS.removeprefix("tritonpose_"), WORKER_ENDS_TEXT, "reason")
         for reason in REASONS:
             self._rejected.labels(reason)  # 0 from the start: a rate needs a value before the first one

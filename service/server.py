@@ -12,7 +12,7 @@ from fastapi import FastAPI
 
 from service.app import create_app
 from service.connections import connection_options
-from service.logs import announce, set_up
+from service.logs import announce
 from service.settings import Settings
 from service.state import Service
 
@@ -56,12 +56,7 @@ class PoseServer(uvicorn.Server):
 
 
 def serve(settings: Settings) -> bool:
-    """Serve until a signal ends it. False when the port could not be opened, or the workers did not start."""
-    set_up(settings)
-    if settings.workers > 1:
-        from service.supervisor import Supervisor
-
-        return Supervisor(settings).run()
+    """Serve until a signal ends it, in this process. False when the port could not be opened."""
     app = create_app(settings)
     server = PoseServer(uvicorn_config(app, settings), app.state.service)
     server.run()

@@ -169,7 +169,10 @@ class Supervisor:
             time.monotonic() + self._settings.drain_seconds + self._settings.shutdown_seconds + _MARGIN_SECONDS
         )
         for worker in self._workers:
-            worker.tell(DRAIN)
+            if worker.open:
+                worker.tell(DRAIN)
+            else:
+                worker.process.kill()  # it has no request yet, and may take seconds to hear
 
     def _kill(self, why: str) -> None:
         for worker in self._workers:
