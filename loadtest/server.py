@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -22,8 +22,18 @@ _STOP_SECONDS = 30.0
 class ServiceProcess:
     """``python -m service serve`` on a free port; a context manager that returns when the service is ready."""
 
-    def __init__(self, settings: Mapping[str, str] | None = None, *, start_seconds: float = 60.0) -> None:
-        """``settings`` are environment variables (``TRITONPOSE_...``) beside those of this process."""
+    def __init__(
+        self,
+        settings: Mapping[str, str] | None = None,
+        *,
+        start_seconds: float = 60.0,
+        program: Sequence[str] = ("service", "serve", "--host", "127.0.0.1"),
+    ) -> None:
+        """``settings`` are environment variables (``TRITONPOSE_...``) beside those of this process.
+
+        ``program``: module and arguments of another one that serves the same routes and takes ``--port``.
+        """
+        self._program = program
         self._settings = dict(settings or {})
         self._start_seconds = start_seconds
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed by stop()
@@ -32,7 +42,7 @@ class ServiceProcess:
         self.url = f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> ServiceProcess:
-        command = [sys.executable, "-m", "service", "serve", "--host", "127.0.0.1", "--port", str(self.port)]
+        command = [sys.executable, "-m", *self._program, "--port", str(self.port)]
         self._process = subprocess.Popen(
             command,
             cwd=ROOT,
