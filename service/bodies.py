@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from python_multipart.exceptions import MultipartParseError
+from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from service.errors import InvalidOption, InvalidRequest, RequestTimeout, TooLarge, UnsupportedMedia
@@ -29,6 +29,12 @@ MAX_BOXES = 200
 # Form fields are options: a dozen short texts.
 _MAX_FIELDS = 32
 _MAX_FIELD_BYTES = 1000
+# Of one part: curl and browsers send two, with a file name.
+_MAX_PART_HEADERS = 8
+_MAX_PART_HEADER_BYTES = 4096
+# Brackets, braces and commas of a JSON body. A hundred pictures with two hundred boxes each have 120,000; 64 MB of
+# empty lists would be twenty million objects, and a gigabyte and a half.
+_MAX_JSON_MARKS = 150_000
 
 
 @dataclass
@@ -190,22 +196,24 @@ def _parse_multipart(data: bytes, boundary: bytes | None, max_images: int) -> Bo
     if not boundary:
         raise InvalidRequest("multipart/form-data without a boundary")
     parts = _Parts(max_images)
-    parser = MultipartParser(
-        boundary,
-        {
-            "on_part_begin": parts.begin,
-            "on_header_field": parts.header_field,
-            "on_header_value": parts.header_value,
-            "on_header_end": parts.header_end,
-            "on_part_data": parts.data,
-            "on_part_end": parts.part_end,
-            "on_end": parts.end,
-        },
-    )
     try:
+        parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": parts.begin,
+                "on_header_field": parts.header_field,
+                "on_header_value": parts.header_value,
+                "on_header_end": parts.header_end,
+                "on_part_data": parts.data,
+                "on_part_end": parts.part_end,
+                "on_end": parts.end,
+            },
+            max_header_count=_MAX_PART_HEADERS,
+            max_header_size=_MAX_PART_HEADER_BYTES,
+        )
         parser.write(data)
         parser.finalize()
-    except MultipartParseError as error:
+    except FormParserError as error:
         raise InvalidRequest(f"the multipart body cannot be read: {error}") from None
     if not parts.ended:
         raise InvalidRequest("the multipart body ends before its last boundary")
@@ -215,6 +223,8 @@ def _parse_multipart(data: bytes, boundary: bytes | None, max_images: int) -> Bo
 
 
 def _parse_json(data: bytes, max_images: int) -> Body:
+    if sum(map(data.count, (b"[", b"{", b","))) > _MAX_JSON_MARKS:
+        raise TooLarge(f"the JSON body has more than {_MAX_JSON_MARKS} brackets, braces and commas")
     try:
         raw = json.loads(data)
     except (ValueError, RecursionError) as error:

@@ -96,9 +96,12 @@ class Callers:
         return caller
 
     def _forget(self) -> None:
-        if len(self._known) > _REMEMBERED:
+        # Those whose requests are in flight are kept; a few looks for each that comes are enough to catch up.
+        for _ in range(4):
+            if len(self._known) <= _REMEMBERED:
+                return
             name, oldest = next(iter(self._known.items()))
-            if oldest.held[0]:  # his requests are in flight: another time
+            if oldest.held[0]:
                 self._known.move_to_end(name)
             else:
                 del self._known[name]

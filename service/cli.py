@@ -1,4 +1,4 @@
-"""The command line: ``tritonpose serve | predict | models | settings`` (or ``python -m service``)."""
+"""The command line: ``tritonpose serve | predict | models | settings | keys`` (or ``python -m service``)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from rich.console import Console
 from rich.table import Table
 
 from service import __version__
+from service.key_commands import commands as key_commands
 from service.settings import Settings
 
 app = typer.Typer(
     help="Multi-person pose estimation: an image in, COCO poses out.", no_args_is_help=True, add_completion=False
 )
+app.add_typer(key_commands, name="keys")
 _errors = Console(stderr=True, highlight=False)
 _output = Console(highlight=False)
 

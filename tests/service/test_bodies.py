@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -76,6 +77,30 @@ def test_json_with_ids_boxes_and_options() -> None:
     assert body.options == [("max_people", 3), ("flip", True)]
 
 
+def headers(count: int, size: int = 1) -> bytes:
+    """A picture's part with more headers than it needs."""
+    more = b"".join(b"X-%d: %b\r\n" % (n, b"x" * size) for n in range(count))
+    return b'--xyz\r\nContent-Disposition: form-data; name="image"\r\n' + more + b"\r\nx\r\n--xyz--\r\n"
+
+
+def test_parts_may_have_the_headers_that_programs_send() -> None:
+    assert len(parse(headers(7, 200)).pictures) == 1
+
+
+def test_hostile_bodies_cost_little() -> None:
+    """Megabytes that are cheap to send must not be dear to read: a second on an idle machine would be too much."""
+    for content_type, data in (
+        ("multipart/form-data; boundary=xyz", b"--xyz\r\n" + b"a:b\r\n" * 2_000_000),
+        ("multipart/form-data; boundary=xyz", b"--xyz\r\n\r\n\r\n" * 1_000_000),
+        ("application/json", b"[" + b"[]," * 5_000_000),
+        ("application/json", b'{"options": {"max_people": ' + b"1" * 10_000_000 + b"}}"),
+    ):
+        started = time.process_time()
+        with pytest.raises(ServiceError):
+            parse(data, content_type)
+        assert time.process_time() - started < 1
+
+
 @pytest.mark.parametrize(
     ("content_type", "data", "error", "said"),
     [
@@ -92,6 +117,10 @@ def test_json_with_ids_boxes_and_options() -> None:
         ("multipart/form-data; boundary=xyz", multipart(("flip", b"x" * 1001, False)), InvalidRequest, "form fields"),
         ("multipart/form-data; boundary=xyz", multipart(*[("a", b"", False)] * 33), InvalidRequest, "form fields"),
         ("multipart/form-data; boundary=xyz", multipart(*[("image", b"", True)] * 101), TooLarge, "100 images"),
+        ("multipart/form-data; boundary=" + "x" * 300, b"x", InvalidRequest, "Boundary"),
+        ("multipart/form-data; boundary=xyz", headers(9), InvalidRequest, "header"),
+        ("multipart/form-data; boundary=xyz", headers(1, 5000), InvalidRequest, "header"),
+        ("application/json", b'{"images":' + b"[]," * 80_000 + b"}", TooLarge, "brackets"),
         ("application/json", b"", InvalidRequest, "not JSON"),
         ("application/json", b"[" * 100_000, InvalidRequest, "not JSON"),
         ("application/json", b"\xff\xfe", InvalidRequest, "not JSON"),
@@ -109,7 +138,7 @@ def test_json_with_ids_boxes_and_options() -> None:
         ("application/json", as_json({"data": "", "boxes": [[1e300, 2, 1, 4]]}), InvalidOption, "million"),
         ("application/json", as_json({"data": "", "boxes": [[1, 2, 3, 4]] * 201}), TooLarge, "201 boxes"),
     ],
-    ids=range(29),
+    ids=range(33),
 )  # fmt: skip
 def test_bad_bodies_are_named(content_type: str, data: bytes, error: type[ServiceError], said: str) -> None:
     with pytest.raises(error, match=said):
