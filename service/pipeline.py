@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
@@ -30,6 +29,7 @@ from service.settings import Settings
 from service.stages import Stages
 from service.steps import (
     Candidates,
+    Given,
     Opened,
     Picture,
     answer_people,
@@ -38,6 +38,7 @@ from service.steps import (
     open_picture,
     read_headers,
 )
+from service.threads import Threads
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -77,9 +78,10 @@ class PosePipeline:
         cv2.setNumThreads(1)
         self.engine = engine
         self.presets = Presets(engine)
+        self.reduces = settings.reduced_decoding
         self._settings = settings
         self._metrics = metrics
-        self._pool = ThreadPoolExecutor(settings.cpu_threads, thread_name_prefix="pixels")
+        self._threads = Threads(settings.cpu_threads, "pixels")
         self._budget = PixelBudget(max(settings.pixel_budget, settings.max_pixels))
 
     async def run(
@@ -174,7 +176,7 @@ class PosePipeline:
         answers: list[PosedPicture] = []
         for group in self._groups(headers):
             async with self._budget.hold(sum(headers[index].pixels for index in group)):
-                answers += await run.group([(index, pictures[index], headers[index]) for index in group])
+                answers += await run.group([Given(index, pictures[index], headers[index]) for index in group])
         return Answer(answers, options, pose)
 
     def read_headers(self, pictures: Sequence[Picture], stages: Stages) -> list[ImageHeader]:
@@ -197,11 +199,11 @@ class PosePipeline:
         self, work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
     ) -> Result:
         """Run CPU work in the bounded pool of threads."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, lambda: work(*args, **kwargs))
+        return await self._threads.run(work, *args, **kwargs)
 
     def close(self) -> None:
         """Let the threads end; the engine is closed by whoever opened it."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._threads.close()
 
     def _groups(self, headers: Sequence[ImageHeader]) -> Iterator[list[int]]:
         """Consecutive pictures that go through together: at most 16, and not more pixels than one large picture."""
@@ -236,22 +238,15 @@ class _Run:
         self.pose, self.detector = pose, detector
         self.pose_model = (pose.flip_model or pose.name) if options.flip else pose.name
         self.weights = np.array(options.fusion, np.float32)
+        # A drawn picture needs all pixels.
+        self.whole = keep_pixels or not pipeline.reduces
 
-    async def group(self, group: Sequence[tuple[int, Picture, ImageHeader]]) -> list[PosedPicture]:
+    async def group(self, group: Sequence[Given]) -> list[PosedPicture]:
         """Decode some pictures at a time, detect in one call, then pose each picture's people in one call."""
-        opened = await _in_order(
-            [
-                self.pipeline.off_loop(open_picture, index, picture, header, self.detector.side, self.stages)
-                for index, picture, header in group
-            ]
-        )
+        off_loop, shown = self.pipeline.off_loop, (self.detector, self.pose, self.whole, self.stages)
+        opened = await _in_order([off_loop(open_picture, given, *shown) for given in group])
         found = iter(await self._detect([one.square for one in opened if one.square is not None]))
-        return await _in_order(
-            [
-                self._pose(picture, one, next(found) if one.square is not None else None)
-                for (_, picture, _), one in zip(group, opened, strict=True)
-            ]
-        )
+        return await _in_order([self._pose(one, next(found) if one.square is not None else None) for one in opened])
 
     async def _detect(self, squares: Sequence[np.ndarray[Any, Any]]) -> list[Candidates]:
         if not squares:
@@ -261,13 +256,14 @@ class _Run:
             outputs = await self.pipeline.infer(self.models, self.detector.name, {"images": batch}, self.deadline)
         return list(zip(outputs["boxes"], outputs["scores"], strict=True))
 
-    async def _pose(self, picture: Picture, opened: Opened, candidates: Candidates | None) -> PosedPicture:
+    async def _pose(self, opened: Opened, candidates: Candidates | None) -> PosedPicture:
         off_loop, options, stages = self.pipeline.off_loop, self.options, self.stages
+        picture = opened.given.picture
         if candidates is not None:
             crops = await off_loop(find_crops, opened, candidates, options, self.pose, stages)
         else:
             boxes = np.asarray(picture.boxes, np.float64).reshape(-1, 4)
-            crops = await off_loop(cut_crops, opened.pixels, boxes, np.ones(len(boxes)), self.pose, stages)
+            crops = await off_loop(cut_crops, opened, boxes, np.ones(len(boxes)), self.pose, stages)
         people = People.nobody(len(self.pose.skeleton))
         if len(crops.boxes):
             weights = np.tile(self.weights, (len(crops.boxes), 1))
@@ -278,8 +274,9 @@ class _Run:
                 answer_people, outputs["keypoints"], crops, options, self.pose, stages, suppress=candidates is not None
             )
             people = work() if len(crops.boxes) <= FEW_PEOPLE else await off_loop(work)
-        height, width = opened.pixels.shape[:2]
-        return PosedPicture(picture.id, width, height, people, opened.pixels if self.keep_pixels else None)
+        pyramid = opened.pyramid
+        pixels = pyramid.level(0) if self.keep_pixels else None
+        return PosedPicture(picture.id, pyramid.width, pyramid.height, people, pixels)
 
 
 def fill_in(options: PoseOptions, pose: PosePreset, detector: DetectorPreset) -> PoseOptions:

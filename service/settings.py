@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 import re
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service.cores import available_cores
 from service.keys import read_keys
 
 REPOSITORY = Path(__file__).resolve().parent.parent / "model_repository"
@@ -51,9 +51,12 @@ class Settings(BaseSettings):
     )
 
     cpu_threads: int = Field(
-        default_factory=lambda: max(2, os.cpu_count() or 2),
+        default_factory=lambda: max(2, available_cores()),
         ge=1,
         description="Threads that decode, crop, suppress, draw and encode.",
+    )
+    reduced_decoding: bool = Field(
+        True, description="Large JPEG files are decoded at a half or less where the crops of their people allow."
     )
     max_body_bytes: int = Field(64 * 2**20, gt=0, description="Largest request body (413 above).")
     # At least what the rehearsal picture has (see service.readiness).

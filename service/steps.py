@@ -9,14 +9,16 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from service.crops import box_crop_matrices, crop_people
+from service.crops import box_crop_matrices, crop_levels, crop_people
 from service.errors import InferenceFailed, ServiceError
 from service.image_header import ImageHeader, read_header
-from service.images import decode
+from service.images import decode_reduced
 from service.letterbox import Letterbox, letterbox
 from service.options import PoseOptions, Suppression
 from service.people import People, keypoints_in_image
-from service.presets import PosePreset
+from service.presets import DetectorPreset, PosePreset
+from service.pyramid import Pyramid
+from service.reduction import level_of_boxes, level_to_begin
 from service.rescoring import rescore
 from service.stages import Stages
 from service.suppression import FLOOR, Decay, iou_nms, oks_nms, soft_iou_nms, soft_oks_nms
@@ -44,10 +46,26 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Opened:
-    """A decoded picture: uint8 [H, W, 3], and its letterbox when a detector is to see it."""
+class Given:
+    """One picture of a request on its way: where it stands, what it is, and what is known before it is decoded.
 
-    pixels: Pixels
+    Attributes:
+        index: its place in the request, for errors.
+        picture: the file.
+        header: its header.
+    """
+
+    index: int
+    picture: Picture
+    header: ImageHeader
+
+
+@dataclass
+class Opened:
+    """A decoded picture, and its letterbox when a detector is to see it; decoded anew where that is too small."""
+
+    given: Given
+    pyramid: Pyramid
     square: Pixels | None = None
     placed: Letterbox | None = None
 
@@ -95,14 +113,35 @@ def read_headers(pictures: Sequence[Picture], max_bytes: int, max_pixels: int) -
     return headers
 
 
-def open_picture(index: int, picture: Picture, header: ImageHeader, side: int, stages: Stages) -> Opened:
-    """Decode a picture, and letterbox it into ``side`` when it brings no boxes. Raises InvalidImage."""
-    with NamedPicture(index), stages.measure("decode"):
-        pixels = decode(picture.data, header)
-    if picture.boxes is not None:
-        return Opened(pixels)
+def open_picture(given: Given, detector: DetectorPreset, pose: PosePreset, whole: bool, stages: Stages) -> Opened:
+    """Decode a picture, and letterbox it for the detector when it brings no boxes.
+
+    Args:
+        given: the picture.
+        detector, pose: that are to see it: they decide how small it may be decoded.
+        whole: decode all of it in any case.
+        stages: gets the time.
+
+    Raises:
+        InvalidImage: with the picture's index.
+    """
+    boxes = given.picture.boxes
+    if whole:
+        level = 0
+    elif boxes is None:
+        level = level_to_begin(given.header, detector.side, pose.size, pose.padding)
+    else:
+        level = level_of_boxes(boxes, pose.size, pose.padding)
+    pyramid = _decode(given, level, stages)
+    if boxes is not None:
+        return Opened(given, pyramid)
     with stages.measure("letterbox"):
-        return Opened(pixels, *letterbox(pixels, side))
+        return Opened(given, pyramid, *letterbox(pyramid, detector.side))
+
+
+def _decode(given: Given, level: int, stages: Stages) -> Pyramid:
+    with NamedPicture(given.index), stages.measure("decode"):
+        return decode_reduced(given.picture.data, given.header, level)
 
 
 def select_boxes(candidates: Candidates, placed: Letterbox, options: PoseOptions) -> tuple[Array, Array]:
@@ -141,11 +180,14 @@ def _decay(suppression: Suppression) -> Decay:
     return "linear" if suppression == "soft_linear" else "gaussian"
 
 
-def cut_crops(pixels: Pixels, boxes: Array, scores: Array, pose: PosePreset, stages: Stages) -> Crops:
-    """Crop all people of a picture, as the pose model wants them."""
+def cut_crops(opened: Opened, boxes: Array, scores: Array, pose: PosePreset, stages: Stages) -> Crops:
+    """Crop all people of a picture, as the pose model wants them; decodes it anew where it lacks their resolution."""
+    matrices = box_crop_matrices(boxes, pose.size, pose.padding)
+    level = int(min(crop_levels(matrices), default=opened.pyramid.lowest))
+    if level < opened.pyramid.lowest:
+        opened.pyramid = _decode(opened.given, level, stages)
     with stages.measure("crop"):
-        matrices = box_crop_matrices(boxes, pose.size, pose.padding)
-        return Crops(boxes, scores, matrices, crop_people(pixels, matrices, pose.size))
+        return Crops(boxes, scores, matrices, crop_people(opened.pyramid, matrices, pose.size))
 
 
 def find_crops(opened: Opened, candidates: Candidates, options: PoseOptions, pose: PosePreset, stages: Stages) -> Crops:
@@ -153,7 +195,7 @@ def find_crops(opened: Opened, candidates: Candidates, options: PoseOptions, pos
     assert opened.placed is not None, "a detector saw this picture"
     with stages.measure("suppress"):
         boxes, scores = select_boxes(candidates, opened.placed, options)
-    return cut_crops(opened.pixels, boxes, scores, pose, stages)
+    return cut_crops(opened, boxes, scores, pose, stages)
 
 
 def answer_people(

@@ -24,6 +24,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
+from service.cores import available_cores
 from service.logs import announce
 from service.metric_files import VARIABLE, WORKER_ENDS, WORKER_ENDS_TEXT, MetricFiles
 from service.settings import Settings
@@ -224,8 +225,7 @@ class Supervisor:
 
 def share(settings: Settings) -> Settings:
     """One worker's settings: the cores are divided among all, unless a number of threads was given."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    each = max(1, cores // settings.workers)
+    each = max(1, available_cores() // settings.workers)
     given: dict[str, object] = {"threads": settings.threads or each}
     if "cpu_threads" not in settings.model_fields_set:
         given["cpu_threads"] = max(2, each)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 
+from service.cores import available_cores
 from service.engines.base import Array, Tensors, TensorSpec
 from service.engines.config import ModelConfig, Report, RepositoryError, WarmUp, refuse
 from service.engines.tensors import fits
@@ -76,18 +75,6 @@ class RuntimeSettings:
         amounts = (self.intra_op_threads, self.cpu_rows, self.drain_seconds, self.reload_seconds)
         if not all(amount >= 0 for amount in amounts) or self.concurrent_runs < 1:
             raise ValueError(f"runtime settings out of range: {self}")
-
-
-def available_cores() -> int:
-    """Cores this process may use: its affinity, and the quota of its container (ONNX Runtime ignores the latter)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        if quota != "max":
-            cores = min(cores, max(1, round(int(quota) / int(period))))
-    except (OSError, ValueError):  # no cgroup v2: no quota to know of
-        pass
-    return cores
 
 
 def chosen_providers(settings: RuntimeSettings) -> tuple[str, ...]:
