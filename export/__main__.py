@@ -79,6 +79,9 @@ def export(
     ] = None,
     check_count: Annotated[int, typer.Option(min=8, help="pictures, and people, to check on")] = 64,
     metrics: Annotated[list[Path] | None, typer.Option(help="JSON of `training evaluate`, for the model card")] = None,
+    failures: Annotated[
+        Path | None, typer.Option(help="PNG of `training evaluate --failures`; the pose model's card shows it")
+    ] = None,
 ) -> None:
     """Write checkpoints as ONNX models and ensembles; refuses (exit 1) when they do not answer as trained."""
     # Torch takes seconds to import: --help should not.
@@ -91,7 +94,7 @@ def export(
     )  # fmt: skip
     request = ExportRequest(
         checkpoints=tuple(checkpoints), repository=repository, options=options, keep=keep,
-        check_data=check_data, check_count=check_count, metrics=tuple(metrics or ()),
+        check_data=check_data, check_count=check_count, metrics=tuple(metrics or ()), failures=failures,
         convention=convention.value if convention else None, refinement=refine.value if refine else None,
     )  # fmt: skip
     with refusals(console, "not exported"):

@@ -90,9 +90,12 @@ def read_metrics(path: Path) -> Metrics:
 
 def pose_card(
     source: PoseSource, preset: Skeleton, name: str, options: PlanOptions,
-    differences: Sequence[Difference], checked_on: str, metrics: Sequence[Metrics],
+    differences: Sequence[Difference], checked_on: str, metrics: Sequence[Metrics], failures: str | None = None,
 ) -> str:  # fmt: skip
-    """Card of one pose ensemble (it covers the networks and parts it is made of)."""
+    """Card of one pose ensemble (it covers the networks and parts it is made of).
+
+    ``failures`` is the path of a sheet of failures, from the card's folder.
+    """
     width, height = source.size
     network = source.recipes[0].network
     radii = ", ".join(f"{r.name} ({r.kind}, sigma {r.sigma:g} cells)" for r in source.radii)
@@ -114,7 +117,7 @@ def pose_card(
     ]
     for story, recipe in zip(source.stories, source.recipes, strict=True):
         lines += _training("pose", story, recipe, source.data)
-    return _finish(lines, source.data, options, name, differences, checked_on, metrics, _LIMITS_POSE)
+    return _finish(lines, source.data, options, name, differences, checked_on, metrics, _LIMITS_POSE, failures)
 
 
 def detector_card(
@@ -142,6 +145,7 @@ def detector_card(
 def _finish(
     lines: list[str], data: Sequence[DataSource], options: PlanOptions, name: str,
     differences: Sequence[Difference], checked_on: str, metrics: Sequence[Metrics], limits: Sequence[str],
+    failures: str | None = None,
 ) -> str:  # fmt: skip
     lines += ["## Data and its terms", "", "| data set | source | terms |", "|---|---|---|"]
     for stem in dict.fromkeys(source.annotations.stem for source in data):
@@ -151,8 +155,7 @@ def _finish(
               "non-commercial licences may be used commercially is for the user to judge.", ""]  # fmt: skip
     lines += ["## Measured", ""]
     about = [entry for entry in metrics if _is_about(entry, name, options)]
-    for entry in about:
-        lines += _measured(entry)
+    lines += _measured(about)
     if not about:
         lines += ["Not measured on its own yet; the numbers above are of people or pictures held out of training.", ""]
     lines += [
@@ -169,6 +172,7 @@ def _finish(
             if d.model in (name, f"{name}_flip")
         ),
         "",
+        *_failures(about, failures),
         "## Limits",
         "",
         *(f"- {limit}" for limit in limits),
@@ -186,19 +190,80 @@ def _is_about(entry: Metrics, name: str, options: PlanOptions) -> bool:
     return entry.values.get("boxes") == "detector" if name == options.detector else bool(model == name)
 
 
-def _measured(entry: Metrics) -> list[str]:
-    """A table of one evaluation's figures: how it was asked, then every figure of accuracy, without the times."""
+def _measured(entries: Sequence[Metrics]) -> list[str]:
+    """One table of what matters, then every figure of accuracy folded away."""
+    rows = [row for entry in entries for row in _summary_rows(entry)]
+    lines = []
+    if rows:
+        lines += [
+            "| measured | on | boxes | joints AP | AP50 | boxes AP | AP50 | PCK@0.2 |",
+            "|---|---|---|---|---|---|---|---|",
+            *rows,
+            "",
+            "Percent; ± is one standard deviation over pictures drawn anew (bootstrap): the 95 % interval is twice it.",
+            "",
+        ]
+    for entry in entries:
+        figures = [
+            f"| {key} | {_number(value)} |"
+            for key, value in _flat(entry.values.get("sets", entry.values))
+            if isinstance(value, int | float) and not re.search(r"ms_per_picture|latency_ms", key)
+        ]
+        lines += [
+            f"<details><summary>All figures of <code>{entry.name}</code></summary>", "",
+            "| metric | value |", "|---|---|", *figures, "", "</details>", "",
+        ]  # fmt: skip
+    return lines
+
+
+def _summary_rows(entry: Metrics) -> Iterator[str]:
+    """A row for each data set of one evaluation; none where the file is of another kind."""
     asked = entry.values.get("options", {})
-    how = [f"boxes of the {entry.values['boxes']}"] if "boxes" in entry.values and asked else []
-    how += ["flip"] if asked.get("flip") else []
-    figures = entry.values.get("sets", entry.values)
-    rows = [
-        f"| {key} | {_number(value)} |"
-        for key, value in _flat(figures)
-        if isinstance(value, int | float) and not re.search(r"ms_per_picture|latency_ms", key)
-    ]
-    title = f"`{entry.name}`" + (f" ({', '.join(how)})" if how else "")
-    return [f"{title}:", "", "| metric | value |", "|---|---|", *rows, ""]
+    for name, found in entry.values.get("sets", {}).items():
+        joints, boxes, pck = (found.get(key) or {} for key in ("keypoints", "boxes", "pck"))
+        cells = [
+            f"`{entry.name}`" + (", flip" if asked.get("flip") else ""),
+            f"`{name}`",
+            str(entry.values.get("boxes", "")),
+            *(_percent(part.get(key), (part.get("spread") or {}).get(key)) for part in (joints, boxes)
+              for key in ("AP", "AP50")),
+            _percent(pck.get("mean"), pck.get("spread")),
+        ]  # fmt: skip
+        yield "| " + " | ".join(cells) + " |"
+
+
+def _failures(entries: Sequence[Metrics], picture: str | None) -> list[str]:
+    """What goes wrong with joints, by kind, and the sheet of the worst people."""
+    found = {
+        f"`{entry.name}`, `{name}`": figures["joint_errors"]
+        for entry in entries
+        for name, figures in entry.values.get("sets", {}).items()
+        if figures.get("joint_errors")
+    }
+    lines = []
+    if found:
+        kinds = list(next(iter(found.values())))
+        lines += [
+            "| measured | " + " | ".join(kinds) + " |",
+            "|---" * (len(kinds) + 1) + "|",
+            *(
+                "| " + " | ".join((name, *(_percent(shares[k]) for k in kinds))) + " |"
+                for name, shares in found.items()
+            ),
+            "",
+            "Labelled joints of people who were found, percent: good or nearly so (jitter), at another joint of the "
+            "same person (inversion), at somebody else's (swap), at none (Ronchi and Perona, ICCV 2017).",
+            "",
+        ]
+    if picture:
+        lines += [f"![the people met worst: truth and answer]({picture})", ""]
+    return ["## Known failures", "", *lines] if lines else []
+
+
+def _percent(value: float | None, spread: float | None = None) -> str:
+    if value is None:
+        return ""
+    return f"{100 * value:.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}")
 
 
 def _training(kind: str, story: Mapping[str, Any], recipe: BaseModel, data: Sequence[DataSource]) -> list[str]:

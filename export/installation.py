@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +32,8 @@ class ExportRequest:
     """What one run of the command line asks for; see ``python -m export --help``.
 
     Attributes:
+        metrics: files of ``training evaluate`` for the cards.
+        failures: the sheet of failures that the pose model's card shows, where it lies.
         convention, refinement: None for what the checkpoints say, which is ours unless their weights were imported.
     """
 
@@ -41,6 +44,7 @@ class ExportRequest:
     check_data: tuple[Path, Path] | None = None
     check_count: int = 64
     metrics: tuple[Path, ...] = ()
+    failures: Path | None = None
     convention: Convention | None = None
     refinement: Refinement | None = None
 
@@ -57,6 +61,8 @@ def run_export(request: ExportRequest, console: Console) -> None:
     if pose and request.refinement:
         pose = replace(pose, refinement=request.refinement)
     metrics = [read_metrics(path) for path in request.metrics]
+    if request.failures and not request.failures.is_file():
+        raise ExportError(f"{request.failures}: no such picture of failures")
     with staging_folder(request.repository) as staged:
         cards: dict[str, str] = {}
         found: list[Difference] = []
@@ -123,8 +129,16 @@ def _stage_pose(
     found = _on_engine(staged, lambda engine: check_pose(engine, source, plan.ensembles, plan.flips, crops))
     for preset in source.presets:
         name = plan.ensembles[preset.name]
-        cards[name] = pose_card(source, preset, name, options, found, samples.name, metrics)
+        shown = _from_card(request, name) if name == options.name else None
+        cards[name] = pose_card(source, preset, name, options, found, samples.name, metrics, shown)
     return found
+
+
+def _from_card(request: ExportRequest, name: str) -> str | None:
+    """The sheet of failures, from the folder of a model's card."""
+    if request.failures is None:
+        return None
+    return Path(os.path.relpath(request.failures, request.repository / name)).as_posix()
 
 
 def _write(staged: Path, plans: Sequence[ModelPlan], request: ExportRequest) -> None:

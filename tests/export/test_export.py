@@ -58,6 +58,21 @@ class Exported:
     detector: ModelPlan
 
 
+# As `python -m training evaluate` prints it.
+_MEASURED = {
+    "boxes": "detector",
+    "options": {"model": "pose", "flip": True},
+    "sets": {
+        "coco_val": {
+            "keypoints": {"AP": 0.1234, "AP50": 0.3, "spread": {"AP": 0.011, "AP50": 0.02}},
+            "boxes": None,
+            "pck": {"mean": 0.5, "spread": None},
+            "joint_errors": {"good": 0.4, "jitter": 0.3, "inversion": 0.1, "swap": 0.05, "miss": 0.15},
+        }
+    },
+}
+
+
 @pytest.fixture(scope="session")
 def exported(trunk: Path, detector_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """A detector and a trunk exported into one repository."""
@@ -73,7 +88,12 @@ def exported(trunk: Path, detector_checkpoint: Path, tmp_path_factory: pytest.Te
     with pytest.MonkeyPatch.context() as patch:
         for name in ("plan_pose", "plan_detector"):
             patch.setattr(export.installation, name, remember(name))
-        common = ("--repository", folder, "--metrics", metrics)
+        sheet = folder.parent / "docs" / "failures.png"
+        sheet.parent.mkdir()
+        sheet.write_bytes(b"a picture")
+        measured = folder.parent / "coco.json"
+        measured.write_text(json.dumps(_MEASURED))
+        common = ("--repository", folder, "--metrics", metrics, "--metrics", measured, "--failures", sheet)
         code, output = run(detector_checkpoint, *common)
         assert code == 0, output
         # In float32: joints of a random network have rivals so near that float16's rounding decides between some.
@@ -166,7 +186,20 @@ def test_cards_say_terms_numbers_and_differences_and_name_no_folder(repository: 
         assert "rendered scenes" in card, "what it was compared on"
         for folder in ("nowhere", str(trunk.parent), "/tmp", str(Path.home())):
             assert folder not in card, (name, folder)
-    assert "| `pose_flip` | mirrored crops |" in (repository / "pose/MODEL_CARD.md").read_text()
+    card = (repository / "pose/MODEL_CARD.md").read_text()
+    assert "| `pose_flip` | mirrored crops |" in card
+    assert "| `coco`, flip | `coco_val` | detector | 12.3 ± 1.1 | 30.0 ± 2.0 |  |  | 50.0 |" in card
+    assert "| `coco`, `coco_val` | 40.0 | 30.0 | 10.0 | 5.0 | 15.0 |" in card
+    assert "(../../docs/failures.png)" in card, "a path from the card's folder"
+    # Figures of the model `pose` are of no other preset.
+    assert "12.3 ± 1.1" not in (repository / "pose_lsp14/MODEL_CARD.md").read_text()
+
+
+def test_a_sheet_of_failures_that_is_not_there_is_named(trunk: Path, tmp_path: Path) -> None:
+    code, output = run(trunk, "--repository", tmp_path / "models", "--failures", tmp_path / "nowhere.png")
+    assert code == 1
+    assert "nowhere.png" in output
+    assert not (tmp_path / "models" / "pose").exists()
 
 
 def disturbed(plan: ModelPlan) -> ModelPlan:
