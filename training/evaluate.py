@@ -37,6 +37,7 @@ from training.metrics.joint_errors import joint_errors
 from training.metrics.pck import Pair, Pck, count_correct, labelled_people, pair_by_overlap, pair_in_order
 from training.metrics.pckh import count_within_heads
 from training.recipe import DataSource, Format, Strict
+from training.reliability import reliability
 
 JsonObject = dict[str, Any]
 
@@ -276,6 +277,8 @@ def _summarize_set(measured: Measured, recipe: EvaluationRecipe) -> JsonObject:
         summary[name] = {**found.figures, "spread": spread} if found else None
     summary["pck"] = measured.pck.summary(recipe.resamples, rng) if measured.pck else None
     summary["joint_errors"] = joint_errors(measured.pairs, measured.joints)
+    curve = reliability(measured.pairs, measured.joints)
+    summary["calibration_error"] = curve.error if curve else None
     if measured.own:
         summary[measured.own.name] = measured.own.summary(recipe.resamples, rng)
     summary["ms_per_picture"] = round(measured.seconds * 1e3 / len(measured.answers), 2)

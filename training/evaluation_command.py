@@ -59,6 +59,9 @@ def evaluate(
     save: Annotated[Path | None, typer.Option(help="Write the results list that loadRes takes.")] = None,
     draw: Annotated[Path | None, typer.Option(help="Folder for pictures of the worst cases.")] = None,
     worst: Annotated[int, typer.Option(min=1, help="How many of each set to draw.")] = 20,
+    curve: Annotated[
+        Path | None, typer.Option("--reliability", help="PNG of how often joints of a score are right.")
+    ] = None,
     failures: Annotated[
         Path | None, typer.Option(help="PNG of the people met worst, as sketches without their photographs.")
     ] = None,
@@ -104,6 +107,7 @@ def evaluate(
     written = evaluation_report.save_results(evaluation, save) if save else []
     written += evaluation_report.draw_worst(evaluation, draw, worst) if draw else []
     written += draw_failures(evaluation, failures) if failures else []
+    written += evaluation_report.draw_curves(evaluation, curve) if curve else []
     for path in written:
         progress.print(f"wrote {path}")
     # Not rich's print: a table may be wrapped, this line may not.

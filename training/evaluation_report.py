@@ -20,6 +20,7 @@ from training.evaluate import Evaluation, Measured
 from training.metrics.coco import BOX_FIGURES, KEYPOINT_FIGURES, keypoint_results
 from training.metrics.joint_errors import KINDS
 from training.metrics.pck import labelled_people, similarity
+from training.reliability import draw_reliability, reliability
 
 JsonObject = dict[str, Any]
 
@@ -123,6 +124,13 @@ def draw_worst(evaluation: Evaluation, folder: Path, worst: int) -> list[Path]:
             (target / name).write_bytes(_draw(evaluation, measured, index))
             written.append(target / name)
     return written
+
+
+def draw_curves(evaluation: Evaluation, path: Path) -> list[Path]:
+    """Draw the reliability of the joint scores, all data sets in one PNG; nothing where no joint was found."""
+    found = {measured.data.name: reliability(measured.pairs, measured.joints) for measured in evaluation.sets}
+    curves = {name: curve for name, curve in found.items() if curve}
+    return [draw_reliability(curves, path)] if curves else []
 
 
 def _draw(evaluation: Evaluation, measured: Measured, index: int) -> bytes:

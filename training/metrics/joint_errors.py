@@ -45,27 +45,33 @@ def joint_errors(pairs: Sequence[Pair], joints: JoinedJoints) -> dict[str, float
 
 
 def _count(pair: Pair, keypoints: Array, others: Sequence[Pair], joints: JoinedJoints) -> npt.NDArray[np.intp]:
-    truth, answer = _truth(pair, joints), keypoints[list(joints.in_answer), :2]
-    labelled = truth[:, 2] > 0
-    # [K, K]: the answer's joint (row) to each of the person's own (column).
-    own = _similarity(answer, truth, pair.person.area, joints)
-    right = np.diagonal(own)
-    np.fill_diagonal(own := own.copy(), 0.0)
+    labelled = pair.person.keypoints[list(joints.in_truth), 2] > 0
+    own = similarities(keypoints, pair, joints)
+    right = np.diagonal(own).copy()
+    np.fill_diagonal(own, 0.0)
     inverted = own.max(1) >= _NEAR
-    swapped = np.zeros(len(truth), bool)
+    swapped = np.zeros(len(labelled), bool)
     for other in others:
-        swapped |= np.diagonal(_similarity(answer, _truth(other, joints), pair.person.area, joints)) >= _NEAR
+        swapped |= np.diagonal(similarities(keypoints, pair, joints, other)) >= _NEAR
     kinds = np.select([right >= _GOOD, right >= _NEAR, inverted, swapped], [0, 1, 2, 3], 4)
     return np.bincount(kinds[labelled], minlength=len(KINDS))
 
 
-def _truth(pair: Pair, joints: JoinedJoints) -> Array:
-    return pair.person.keypoints[list(joints.in_truth)]
+def similarities(keypoints: Array, pair: Pair, joints: JoinedJoints, other: Pair | None = None) -> Array:
+    """Keypoint similarity of each answered joint (row) to each labelled joint (column) of a person.
 
+    Args:
+        keypoints: [K_model, 3], the answer for ``pair``.
+        pair: whose area is the measure.
+        joints: how the skeletons are joined.
+        other: whose labels; ``pair``'s own when None.
 
-def _similarity(answer: Array, truth: Array, area: float, joints: JoinedJoints) -> Array:
-    """[K, K] of each answered joint to each labelled one, by the labelled one's tolerance; 0 where not labelled."""
+    Returns:
+        float64 [K, K] in 0..1, by the labelled joint's tolerance; 0 where it is not labelled.
+    """
+    truth = (other or pair).person.keypoints[list(joints.in_truth)]
+    answer = keypoints[list(joints.in_answer), :2]
     squared = ((answer[:, None] - truth[None, :, :2]) ** 2).sum(-1)
     variances = (2.0 * np.asarray(joints.sigmas)) ** 2
-    terms = np.exp(-squared / (2.0 * (area + np.spacing(1.0)) * variances))
+    terms = np.exp(-squared / (2.0 * (pair.person.area + np.spacing(1.0)) * variances))
     return np.asarray(np.where(truth[:, 2] > 0, terms, 0.0))
