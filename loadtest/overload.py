@@ -65,9 +65,9 @@ class Round:
 class Load:
     """Asks for the cases in turn and notes what comes."""
 
-    def __init__(self, wire: Wire, cases: Sequence[Case], headers: dict[str, str]) -> None:
-        self._wire, self._cases = wire, cases
-        self._requests = [case.request(headers) for case in cases]
+    def __init__(self, wire: Wire, cases: Sequence[Case], requests: Sequence[bytes]) -> None:
+        """``requests``: the cases on the wire."""
+        self._wire, self._cases, self._requests = wire, cases, requests
         self._checked = Checked()
 
     async def one(self, number: int, answers: Answers) -> None:
@@ -117,7 +117,7 @@ async def measure(
 ) -> tuple[int, list[Round]]:
     """Find the peak, then take turns; the clients at the peak, and the rounds."""
     async with Wire(url) as wire:
-        load = Load(wire, cases, options.headers)
+        load = Load(wire, cases, [case.request(options.headers) for case in cases])
         best, clients = 0.0, 1
         for tried in options.clients:
             rate, answers = await load.closed(tried, options.seconds / 2)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +19,8 @@ from service.client import PoseClient
 
 ROOT = Path(__file__).resolve().parent.parent
 _STOP_SECONDS = 30.0
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+_PR_SET_PDEATHSIG = 1
 
 
 class ServiceProcess:
@@ -28,17 +32,19 @@ class ServiceProcess:
         *,
         start_seconds: float = 60.0,
         program: Sequence[str] = ("service", "serve", "--host", "127.0.0.1"),
+        port: int | None = None,
     ) -> None:
         """``settings`` are environment variables (``TRITONPOSE_...``) beside those of this process.
 
-        ``program``: module and arguments of another one that serves the same routes and takes ``--port``.
+        ``program``: module and arguments of another one that serves the same routes and takes ``--port``. ``port``: a
+        free one by default.
         """
         self._program = program
         self._settings = dict(settings or {})
         self._start_seconds = start_seconds
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed by stop()
         self._process: subprocess.Popen[str] | None = None
-        self.port = _free_port()
+        self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> ServiceProcess:
@@ -50,6 +56,7 @@ class ServiceProcess:
             stdout=self._log,
             stderr=subprocess.STDOUT,
             text=True,
+            preexec_fn=_end_with_parent,
         )
         try:
             self._wait()
@@ -141,7 +148,14 @@ def child_processes(pid: int) -> list[int]:
         return []
 
 
-def _free_port() -> int:
+def _end_with_parent() -> None:
+    """In the child: get SIGTERM when a measurement is killed, which else leaves a service on the machine (Linux)."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def free_port() -> int:
+    """A port of the loopback that nobody listens on now."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]

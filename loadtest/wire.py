@@ -21,6 +21,10 @@ class ConnectionLost(Exception):
     """The server closed, reset or refused the connection before the answer was whole."""
 
 
+class NoConnection(ConnectionLost):
+    """Nobody listens: the request was not sent."""
+
+
 class OutOfPatience(Exception):
     """No answer came within the time that the caller allowed; the connection was torn down."""
 
@@ -171,18 +175,18 @@ class Wire:
             if not connection.open:
                 continue
             try:
-                return await self._ask(connection, [request], 0.0, started, patience)
+                return await self._ask(connection, [request], 0.0, started, patience, keep=True)
             except ConnectionLost:
                 self.resent += 1
                 break
-        return await self._ask(await self._connect(), [request], 0.0, started, patience)
+        return await self._ask(await self._connect(), [request], 0.0, started, patience, keep=not fresh)
 
     async def trickle(self, request: bytes, pieces: int, pause: float, *, patience: float = 60.0) -> Reply:
         """Send a request in that many pieces with a pause before each but the first. Raises as :meth:`ask`."""
         started = time.perf_counter()
         length = max(1, -(-len(request) // pieces))
         parts = [request[start : start + length] for start in range(0, len(request), length)]
-        return await self._ask(await self._connect(), parts, pause, started, patience)
+        return await self._ask(await self._connect(), parts, pause, started, patience, keep=False)
 
     async def abandon(self, request: bytes, share: float, pause: float) -> None:
         """Send the first part of a request, wait, and hang up. Raises ConnectionLost when nobody listens."""
@@ -199,12 +203,19 @@ class Wire:
         try:
             _, connection = await asyncio.get_running_loop().create_connection(_Connection, self._host, self._port)
         except OSError as error:
-            raise ConnectionLost(f"no connection: {error!r}") from None
+            raise NoConnection(f"no connection: {error!r}") from None
         self.opened += 1
         return connection
 
     async def _ask(
-        self, connection: _Connection, pieces: Sequence[bytes], pause: float, started: float, patience: float
+        self,
+        connection: _Connection,
+        pieces: Sequence[bytes],
+        pause: float,
+        started: float,
+        patience: float,
+        *,
+        keep: bool,
     ) -> Reply:
         answer = connection.begin()
         assert connection.transport is not None
@@ -225,7 +236,7 @@ class Wire:
             raise
         finally:
             alarm.cancel()
-        if connection.reusable and connection.open and len(pieces) == 1:
+        if keep and connection.reusable and connection.open:
             self._idle.append(connection)
         else:
             connection.close()
