@@ -63,7 +63,7 @@ async def docs(request: Request) -> Response:
 async def part(request: Request, name: str) -> Response:
     """What the page loads."""
     if name not in ("swagger-ui-bundle.js", "swagger-ui.css", "start.js"):
-        raise NotFound(f"there is nothing at {request.url.path}")
+        raise NotFound(f"there is nothing at {request.scope['path']}")
     return _answer(request, _asset(name), {})
 
 

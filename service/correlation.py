@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import quote
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
@@ -85,7 +86,7 @@ class Correlation:
         try:
             await self._app(scope, receive_counted, send_with_id)
         except Exception:
-            logger.exception("request %s: %s %s failed", record.request_id, scope["method"], scope["path"])
+            logger.exception("request %s: %s %s failed", record.request_id, scope["method"], _path(scope))
             if status:
                 raise  # half an answer is out: only closing the connection can tell
             error = ServiceError("an error of the service, not of the request; the log has it under the request id")
@@ -112,9 +113,14 @@ class Correlation:
             logger.log(
                 level,
                 "%s %s %d %.1f ms %s",
-                *(scope["method"], scope["path"], status, seconds * 1e3, record.request_id),
+                *(scope["method"], _path(scope), status, seconds * 1e3, record.request_id),
                 extra={"fields": fields},
             )
+
+
+def _path(scope: Scope) -> str:
+    """The path as callers write it: one that was decoded can hold line ends, and forge lines of a log."""
+    return quote(scope["path"])
 
 
 def _fields(scope: Scope, route: str, status: int, seconds: float, record: RequestRecord) -> dict[str, Any]:
@@ -123,7 +129,7 @@ def _fields(scope: Scope, route: str, status: int, seconds: float, record: Reque
         "request_id": record.request_id,
         "trace_id": record.trace_id,
         "method": scope["method"],
-        "path": scope["path"],
+        "path": _path(scope),
         "route": route,
         "status": status,
         "milliseconds": round(seconds * 1e3, 3),

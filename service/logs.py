@@ -49,6 +49,7 @@ def set_up(settings: Settings) -> None:
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
     logging.getLogger("uvicorn.error").setLevel("WARNING")
+    logging.getLogger("PIL").setLevel("INFO")  # below that it writes down the texts and places in pictures' metadata
     logging.getLogger("python_multipart").setLevel("ERROR")  # it warns about every broken body; the caller is told
 
 

@@ -6,6 +6,7 @@ import http
 import inspect
 import logging
 import math
+from urllib.parse import quote
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -47,7 +48,7 @@ def problem(error: ServiceError, request: Request) -> Response:
     service_of(request).metrics.rejected(error.reason)
     record = record_of(request)
     record.reason = error.reason
-    body = problem_document(error, request.url.path, record.request_id)
+    body = problem_document(error, request.scope["path"], record.request_id)
     headers = {}
     retry_after = error.retry_after
     if retry_after is None and isinstance(error, EngineUnavailable):
@@ -75,7 +76,7 @@ def problem_types() -> dict[str, tuple[str, int, str]]:
 async def _service_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
     if error.status >= 500:
-        logger.warning("%s %s: %s", request.method, request.url.path, error.detail)
+        logger.warning("%s %s: %s", request.method, quote(request.scope["path"]), error.detail)
     return problem(error, request)
 
 
@@ -84,10 +85,10 @@ async def _http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     refused: ServiceError
     if error.status_code == 404:
-        refused = NotFound(f"there is nothing at {request.url.path}")
+        refused = NotFound(f"there is nothing at {request.scope['path']}")
     elif error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "other methods")
-        refused = MethodNotAllowed(f"{request.method} {request.url.path}: it takes {allowed}")
+        refused = MethodNotAllowed(f"{request.method} {request.scope['path']}: it takes {allowed}")
     else:
         refused = ServiceError(str(error.detail))
         refused.status = error.status_code
