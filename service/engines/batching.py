@@ -5,7 +5,8 @@ along what fits into its batch. No step of the event loop lies between two runs,
 the cores idle, and the batches grow by themselves when requests come faster than runs end.
 
 Joining follows Triton's dynamic batcher: up to ``max_batch_size`` rows, equal shapes besides the batch axis, and
-the oldest request waits for company at most ``max_queue_delay_microseconds``.
+the oldest request waits for company at most ``max_queue_delay_microseconds``. Unlike there it does not wait at all
+while nothing runs: company then could only come too late, and a lone caller would wait in vain at every model.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from service.engines.config import BatchPolicy
 from service.engines.statistics import ModelStatistics
 from service.engines.tensors import join_rows
 from service.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed, Overloaded, ServiceError
+from service.threads import name_thread
 
 Run = Callable[[Tensors, RunOptions], dict[str, Array]]
 Outputs = dict[str, Array]
@@ -128,7 +130,7 @@ class _Queue:
         self.statistics = statistics
 
     def due(self) -> float:
-        """When the oldest part may run: at once, or after the delay unless its batch is full before."""
+        """When the oldest part may run beside others: at once, or after the delay unless its batch is full before."""
         head, policy = self.waiting[0], self.policy
         if not (policy.joins and policy.delay):
             return head.arrived
@@ -268,6 +270,7 @@ class BatchScheduler:
                     part.batch.abandon()
 
     def _work(self) -> None:
+        name_thread("inference")
         # One call for each batch: an idle worker must not keep the last pictures alive in its variables.
         while self._run_next():
             pass
@@ -312,7 +315,7 @@ class BatchScheduler:
                 _post(queue.waiting.popleft(), DeadlineExceeded(f"model {queue.name!r}: waited too long in the queue"))
             if not queue.waiting or (policy.instances and queue.statistics.running >= policy.instances):
                 continue
-            due = now if self._stopping else queue.due()
+            due = queue.due() if self._running and not self._stopping else now
             if due > now:
                 wait = due - now if wait is None else min(wait, due - now)
             elif oldest is None or queue.waiting[0].arrived < oldest.waiting[0].arrived:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import threading
 import time
 import weakref
+from collections.abc import AsyncIterator
 
 import numpy as np
 import pytest
@@ -32,6 +34,16 @@ def turning(turns: int) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.gen
 
 
 LONG = 100_000_000  # turns: minutes, so that the time limits below mean something on a busy machine too
+
+
+@contextlib.asynccontextmanager
+async def busy(engine: EmbeddedEngine) -> AsyncIterator[None]:
+    """Something runs meanwhile: only then is company waited for."""
+    task = asyncio.ensure_future(engine.infer("slow", turning(300_000)))
+    while not engine.statistics()["slow"].running:
+        await asyncio.sleep(0.001)
+    yield
+    await task
 
 
 @pytest.mark.parametrize("count", [1, 8, 9, 50])
@@ -133,8 +145,10 @@ async def test_ensemble_of_ensembles_and_several_outputs(repository: Repository,
 async def test_callers_of_an_ensemble_share_its_parts_batches(repository: Repository, start: Start) -> None:
     repository.affine("times2", 2, extra="dynamic_batching { max_queue_delay_microseconds: 5000000 }\n")
     repository.ensemble("e", [("times2", {"x": "x"}, {"y": "y"})], ROW, OUT)
+    repository.slow()
     engine = await start()
-    answers = await asyncio.gather(*[engine.infer("e", {"x": rows(2, start=n)}) for n in range(4)])
+    async with busy(engine):
+        answers = await asyncio.gather(*[engine.infer("e", {"x": rows(2, start=n)}) for n in range(4)])
     for n, answer in enumerate(answers):
         np.testing.assert_array_equal(answer["y"], 2 * rows(2, start=n))
     assert engine.statistics()["times2"].batch_sizes == {8: 1}
@@ -206,9 +220,11 @@ async def test_order_of_input_names_does_not_matter_for_joining(repository: Repo
     pair = {"a": (FLOAT, ["W"]), "b": (FLOAT, ["W"])}
     text = 'backend: "onnxruntime"\ndynamic_batching { max_queue_delay_microseconds: 5000000 }\n'
     repository.network("sub", nodes, pair, {"y": (FLOAT, ["W"])}, max_batch_size=2, extra=text)
+    repository.slow()
     engine = await start()
     a, b = rows(1), rows(1, start=10)
-    answers = await asyncio.gather(engine.infer("sub", {"a": a, "b": b}), engine.infer("sub", {"b": b, "a": a}))
+    async with busy(engine):
+        answers = await asyncio.gather(engine.infer("sub", {"a": a, "b": b}), engine.infer("sub", {"b": b, "a": a}))
     for answer in answers:
         np.testing.assert_array_equal(answer["y"], a - b)
     assert engine.statistics()["sub"].batch_sizes == {2: 1}
