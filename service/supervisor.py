@@ -110,7 +110,7 @@ class Supervisor:
             return
         for worker in self._workers:
             silent = time.monotonic() - worker.heard
-            if silent > (_START_SECONDS if worker.state == "imports" else self._settings.worker_silence_seconds):
+            if silent > self._patience(worker):
                 logger.error("worker %d (process %d) is silent for %.0f s", worker.number, worker.process.pid, silent)
                 worker.end = "hung"
                 worker.heard = time.monotonic()
@@ -118,6 +118,16 @@ class Supervisor:
         self._fill()
         self._open()
         self._replace()
+
+    def _patience(self, worker: _Worker) -> float:
+        """Seconds without a word after which a worker counts as hung."""
+        if worker.state == "imports":
+            return _START_SECONDS
+        # Beats end before the process does.
+        return self._settings.worker_silence_seconds if not worker.retired else self._last_seconds()
+
+    def _last_seconds(self) -> float:
+        return self._settings.drain_seconds + self._settings.shutdown_seconds + _MARGIN_SECONDS
 
     def _hear(self, worker: _Worker) -> None:
         try:
@@ -166,9 +176,7 @@ class Supervisor:
             self._kill("is killed by a second signal")
 
     def _end(self) -> None:
-        self._ending = (
-            time.monotonic() + self._settings.drain_seconds + self._settings.shutdown_seconds + _MARGIN_SECONDS
-        )
+        self._ending = time.monotonic() + self._last_seconds()
         for worker in self._workers:
             if worker.open:
                 worker.tell(DRAIN)
