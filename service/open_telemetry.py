@@ -10,8 +10,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from opentelemetry import trace
@@ -79,21 +78,20 @@ class _Request:
         self.trace_id = trace.format_trace_id(span.get_span_context().trace_id)
         self.stages = self if span.is_recording() else None
 
-    @contextmanager
-    def stage(self, name: str, started: float) -> Iterator[None]:
-        """A span around a stage; calls that are made in it (Triton's) are placed below it."""
+    def stage(self, name: str, started: float) -> Callable[[float, bool], None]:
+        """A span for a stage; calls that are made in it (Triton's) are placed below it."""
         span = self._tracer.start_span(name, self._context, start_time=self._epoch + round(started * 1e9))
         carrier: dict[str, str] = {}
         _W3C.inject(carrier, trace.set_span_in_context(span, Context()))
         before = outgoing.set(carrier)
-        try:
-            yield
-        except BaseException as error:
-            span.set_status(StatusCode.ERROR, type(error).__name__)
-            raise
-        finally:
+
+        def end(ended: float, failed: bool) -> None:
             outgoing.reset(before)
-            span.end(self._epoch + time.perf_counter_ns())
+            if failed:
+                span.set_status(StatusCode.ERROR)
+            span.end(self._epoch + round(ended * 1e9))
+
+        return end
 
     def end(self, name: str, fields: Mapping[str, Any]) -> None:
         """Name the request's span by its route and end it; only what is the service's fault is an error."""

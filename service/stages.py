@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 
 class StageTrace(Protocol):
     """What wants to know when each stage begins and ends (:mod:`service.open_telemetry`)."""
 
-    def stage(self, name: str, started: float) -> AbstractContextManager[None]:
-        """Runs around a stage that began at ``started`` (``time.perf_counter``)."""
+    def stage(self, name: str, started: float) -> Callable[[float, bool], None]:
+        """A stage began at ``started`` (``time.perf_counter``); gives what to call with its end, and if it failed."""
         ...
 
 
@@ -35,14 +35,16 @@ class Stages:
     def measure(self, stage: str) -> Iterator[None]:
         """Add the time of the ``with`` block, also when it raises."""
         started = time.perf_counter()
+        end = self.trace.stage(stage, started) if self.trace is not None else None
+        failed = True
         try:
-            if self.trace is None:
-                yield
-            else:
-                with self.trace.stage(stage, started):
-                    yield
+            yield
+            failed = False
         finally:
-            self.add(stage, time.perf_counter() - started)
+            ended = time.perf_counter()
+            self.add(stage, ended - started)
+            if end is not None:
+                end(ended, failed)
 
     def server_timing(self) -> str:
         """The value of a ``Server-Timing`` header (milliseconds, W3C Server Timing)."""

@@ -1,0 +1,153 @@
+"""What Prometheus sees: figures that agree with what happened, under names that docs, dashboard and alerts use."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from prometheus_client.metrics_core import Metric
+
+from service.admission import Admission
+from service.engine_metrics import Steps
+from service.engines.base import Engine
+from service.engines.embedded import EmbeddedEngine
+from service.engines.fake import FakeEngine
+from service.engines.statistics import ModelStatistics
+from service.engines.triton import TritonEngine
+from service.metrics import REASONS, STATES, Metrics, State
+from service.problems import problem_types
+from service.settings import Settings
+from tests.conftest import ROOT
+from tests.service.marked_people import card_engine
+
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
+NAME = re.compile(r"\b(?:tritonpose|process|python)_[a-z0-9_]+")
+
+
+def shown(engine: Engine) -> dict[str, Metric]:
+    """Families of all metrics of a service over an engine, by name without ``_total``."""
+    metrics = Metrics()
+    metrics.watch(Admission(Settings()), engine)
+    metrics.watch_state(lambda: "ready")
+    metrics.refresh()
+    return {family.name: family for family in metrics.registry.collect()}
+
+
+@pytest.fixture(scope="module")
+def families() -> dict[str, Metric]:
+    return shown(EmbeddedEngine(Path("models"))) | shown(TritonEngine("localhost:1"))
+
+
+def base(name: str) -> str:
+    """The family of a sample."""
+    return re.sub(r"_(total|bucket|sum|count)$", "", name)
+
+
+def test_every_metric_is_explained_and_every_explained_one_is_there(families: dict[str, Metric]) -> None:
+    table = OPERATIONS.partition("## Metrics")[2].partition("\n###")[0]
+    rows = [row.split("|")[1] for row in table.splitlines() if row.startswith("| `")]
+    told = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert {base(name) for name in told} == set(families)
+    assert all(name.endswith("_total") == (families[base(name)].type == "counter") for name in told)
+
+
+def test_docs_dashboard_and_alerts_name_only_metrics_that_are_there(families: dict[str, Metric]) -> None:
+    documents = [*(ROOT / "docs").glob("*.md"), ROOT / "README.md", *(ROOT / "deploy/prometheus").glob("*.yml")]
+    texts = {path.name: path.read_text() for path in documents}
+    dashboard = json.loads((ROOT / "deploy/grafana/dashboards/tritonpose.json").read_text())
+    texts["dashboard"] = "\n".join(
+        target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])
+    )
+    named = {(where, name) for where, text in texts.items() for name in NAME.findall(text)}
+    assert len({name for where, name in named if where == "dashboard"}) > 20
+    python = ("python_", "process_")  # other words of docs begin so, too
+    unknown = {(where, name) for where, name in named if base(name) not in families and name not in families}
+    assert not {(where, name) for where, name in unknown if not name.startswith(python)}
+
+
+def test_reasons_of_the_docs_are_counted_and_others_do_not_pile_up() -> None:
+    table = OPERATIONS.partition("### Reasons")[2].partition("\n###")[0]
+    told = {word for row in table.splitlines() for word in re.findall(r"`([a-z-]+)`", row.partition("|")[2][:200])}
+    assert told and told <= REASONS
+    assert set(problem_types()) <= REASONS
+    metrics = Metrics()
+    before = len(metrics.text().splitlines())
+    for reason in ("queue-full", "made up 1", "made up 2"):
+        metrics.rejected(reason)
+    assert len(metrics.text().splitlines()) == before
+    assert 'tritonpose_rejected_total{reason="other"} 2.0' in metrics.text().decode()
+    assert 'tritonpose_rejected_total{reason="queue-full"} 1.0' in metrics.text().decode()
+
+
+class Counting(FakeEngine):
+    """An engine with figures of its own."""
+
+    counted: ModelStatistics
+    serves: dict[str, int]
+
+    def statistics(self) -> dict[str, ModelStatistics]:
+        return {"pose": self.counted}
+
+    def versions(self) -> dict[str, int]:
+        return self.serves
+
+
+def counting() -> Counting:
+    engine = card_engine()
+    engine.__class__ = Counting
+    assert isinstance(engine, Counting)
+    engine.counted, engine.serves = ModelStatistics(), {"pose": 1}
+    return engine
+
+
+def test_what_the_engine_counts_is_carried_over_once() -> None:
+    engine, metrics = counting(), Metrics()
+    metrics.watch(Admission(Settings()), engine)
+    for runs in (Counter({1: 2, 5: 1}), Counter({1: 2, 5: 4}), Counter({1: 2, 5: 4}), Counter({200: 1})):
+        engine.counted.batch_sizes = runs
+        engine.counted.requests = sum(runs.values())
+        metrics.refresh()
+        metrics.refresh()
+    text = metrics.text().decode()
+    # 2 of 1 row and 4 of 5; then the counters began anew, with one of 200.
+    assert 'tritonpose_engine_requests_total{model="pose"} 7.0' in text
+    for bound, runs in (("1.0", 2), ("4.0", 2), ("6.0", 6), ("128.0", 6), ("+Inf", 7)):
+        assert f'tritonpose_engine_batch_bucket{{le="{bound}",model="pose"}} {float(runs)}' in text
+    assert 'tritonpose_engine_batch_sum{model="pose"} 222.0' in text
+
+
+def test_the_version_that_answers_is_the_one_with_a_1() -> None:
+    engine, metrics = counting(), Metrics()
+    metrics.watch(Admission(Settings()), engine)
+    metrics.refresh()
+    engine.serves = {"pose": 2, "new": 1}
+    metrics.refresh()
+    engine.refused = "pose: no such file"
+    metrics.refresh()
+    metrics.refresh()
+    text = metrics.text().decode()
+    assert 'tritonpose_model_info{model="pose",version="1"} 0.0' in text
+    assert 'tritonpose_model_info{model="pose",version="2"} 1.0' in text
+    assert 'tritonpose_model_version{model="pose"} 2.0' in text
+    assert 'tritonpose_updates_total{outcome="taken"} 1.0' in text
+    assert 'tritonpose_updates_total{outcome="refused"} 1.0' in text
+    assert "tritonpose_update_refused 1.0" in text
+
+
+@pytest.mark.parametrize("now", STATES)
+def test_a_process_is_in_one_state(now: State) -> None:
+    metrics = Metrics()
+    metrics.watch_state(lambda: now)
+    metrics.refresh()
+    text = metrics.text().decode()
+    assert re.findall(r'tritonpose_workers\{state="(\w+)"\} 1\.0', text) == [now]
+    assert f"tritonpose_ready {float(now == 'ready')}" in text
+
+
+def test_steps_begin_anew_where_a_number_falls() -> None:
+    steps = Steps()
+    assert [steps.of("a", now) for now in (3, 3, 5, 2, 2)] == [3, 0, 2, 2, 0]
+    assert steps.of("b", 1) == 1
