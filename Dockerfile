@@ -18,11 +18,12 @@ COPY requirements/tools.txt requirements/tools.txt
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m pip install --disable-pip-version-check --root-user-action=ignore --only-binary=:all: \
     --require-hashes --requirement requirements/tools.txt
-COPY requirements/serve.txt requirements/serve.txt
+# serving, and OpenTelemetry (5 MB), which is off unless variables name a collector
+COPY requirements/tracing.txt requirements/tracing.txt
 RUN --mount=type=cache,target=/root/.cache/uv \
     uv venv --quiet --python "$(command -v python)" /opt/tritonpose \
     && uv pip sync --python /opt/tritonpose/bin/python --require-hashes --only-binary=:all: --compile-bytecode \
-    requirements/serve.txt
+    requirements/tracing.txt
 # Only what serving needs goes into the package: training/, export/ and loadtest/ are not in this folder.
 COPY pyproject.toml README.md LICENSE ./
 COPY service service
