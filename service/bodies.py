@@ -92,13 +92,16 @@ async def read_bytes(
     limit = settings.max_body_bytes
     if declared is not None and declared.isdecimal() and int(declared) > limit:
         raise TooLarge(f"the body has {declared} bytes; at most {limit} are served")
-    received = bytearray()
+    received: list[bytes] = []
+    total = 0
 
     async def receive() -> None:
+        nonlocal total
         async for piece in stream:
             hold(len(piece))
-            received.extend(piece)
-            if len(received) > limit:
+            received.append(piece)
+            total += len(piece)
+            if total > limit:
                 raise TooLarge(f"the body has more than {limit} bytes")
 
     seconds = max(0.0, min(settings.body_seconds, seconds))
@@ -114,7 +117,7 @@ async def read_bytes(
         reading.result()
     finally:
         reading.cancel()
-    return bytes(received)
+    return b"".join(received)  # one copy, and none of a body that came in one piece
 
 
 def parse_body(content_type: str, data: bytes, max_images: int) -> Body:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from PIL import Image, UnidentifiedImageError
 
 from service.errors import InvalidImage, TooLarge, UnsupportedMedia
+from service.jpeg_header import ordinary_jpeg
 
 # Pillow's own limit would warn about pictures that the settings allow; ours is checked on every header instead.
 Image.MAX_IMAGE_PIXELS = None
@@ -88,14 +89,19 @@ def read_header(data: bytes, max_pixels: int, max_bytes: int | None = None) -> I
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         # Pillow's WebP reader allocates the canvas when it opens the file: look at the size before.
         _check_size(*_webp_size(data), max_pixels)
+    if (ordinary := ordinary_jpeg(data)) is not None:
+        width, height, mode = ordinary
+        _check_size(width, height, max_pixels)
+        _check_scans(data)
+        return ImageHeader("JPEG", width, height, mode, 1, _looks_complete("JPEG", data))
     with _open(data) as image:
         width, height = image.size
         _check_size(width, height, max_pixels)
         image_format = "JPEG" if image.format == "MPO" else str(image.format)  # phones store a JPEG with extras
         if image_format != "JPEG" and getattr(image, "n_frames", 1) > 1:
             raise UnsupportedMedia(f"animated {image_format}: send one frame as JPEG, PNG or WebP")
-        if image_format == "JPEG" and data.count(b"\xff\xda") > _MAX_SCANS:
-            raise InvalidImage(f"a JPEG of more than {_MAX_SCANS} scans is refused")
+        if image_format == "JPEG":
+            _check_scans(data)
         orientation = _orientation(image, image_format, data)
         plain = image.mode in ("RGB", "L") and _looks_complete(image_format, data)
         return ImageHeader(image_format, width, height, image.mode, orientation, plain)
@@ -124,6 +130,11 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
         raise TooLarge(f"{width}x{height} pixels; at most {max_pixels} pixels are served")
     if width < MIN_SIDE or height < MIN_SIDE:
         raise InvalidImage(f"{width}x{height} pixels; at least {MIN_SIDE}x{MIN_SIDE} are needed")
+
+
+def _check_scans(data: bytes) -> None:
+    if data.count(b"\xff\xda") > _MAX_SCANS:
+        raise InvalidImage(f"a JPEG of more than {_MAX_SCANS} scans is refused")
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
