@@ -8,6 +8,7 @@ the service its memory or its descriptors.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -29,12 +30,14 @@ class BoundedProtocol(HttpToolsProtocol):
         head_seconds: for a request's head, from its first byte or the connection's start.
         rest_seconds: for what still comes of a body when the answer is out already.
         write_seconds: for a caller to take some of an answer.
+        rejected: is told the reason of each refusal, which no request's record has.
     """
 
     most = 1000
     head_seconds = 15.0
     rest_seconds = 30.0
     write_seconds = 60.0
+    rejected: Callable[[str], None] = staticmethod(lambda reason: None)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Count the connection, and give its first request time to arrive."""
@@ -148,6 +151,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def _refuse(self, error: ServiceError) -> None:
         """Answer without a request, and close."""
         self._stop_waiting()
+        self.rejected(error.reason)
         body = problem_document(error)
         head = [
             STATUS_LINE[error.status],
@@ -160,9 +164,13 @@ class BoundedProtocol(HttpToolsProtocol):
         self.transport.close()
 
 
-def connection_options(settings: Settings) -> dict[str, Any]:
+def connection_options(settings: Settings, rejected: Callable[[str], None]) -> dict[str, Any]:
     """What uvicorn is to be told about connections: our protocol, no WebSockets, and whose word on callers counts."""
-    bounds = {"most": settings.max_connections, "head_seconds": settings.head_seconds}
+    bounds = {
+        "most": settings.max_connections,
+        "head_seconds": settings.head_seconds,
+        "rejected": staticmethod(rejected),
+    }
     return {
         "http": type("Protocol", (BoundedProtocol,), {**bounds, "rest_seconds": settings.body_seconds}),
         "ws": "none",

@@ -72,7 +72,7 @@ def uvicorn_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         log_config=None,
         access_log=False,  # service.correlation writes one line for each request, with its id
         server_header=False,
-        **connection_options(settings),
+        **connection_options(settings, app.state.service.metrics.rejected),
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=round(settings.shutdown_seconds),
     )

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import httpx
 import pytest
 from prometheus_client.metrics_core import Metric
 
@@ -21,7 +22,9 @@ from service.metrics import REASONS, STATES, Metrics, State
 from service.problems import problem_types
 from service.settings import Settings
 from tests.conftest import ROOT
+from tests.loadtest.stand_in import write_repository
 from tests.service.marked_people import card_engine
+from tests.service.running import serving
 
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 NAME = re.compile(r"\b(?:tritonpose|process|python)_[a-z0-9_]+")
@@ -135,6 +138,13 @@ def test_the_version_that_answers_is_the_one_with_a_1() -> None:
     assert 'tritonpose_updates_total{outcome="taken"} 1.0' in text
     assert 'tritonpose_updates_total{outcome="refused"} 1.0' in text
     assert "tritonpose_update_refused 1.0" in text
+
+
+@pytest.mark.slow
+def test_refusals_before_there_is_a_request_are_counted_too(tmp_path: Path) -> None:
+    with serving(write_repository(tmp_path / "models"), tmp_path / "log") as running:
+        assert httpx.get(running.address, headers={"X-Long": "x" * 40_000}, timeout=30).status_code == 431
+        assert running.metric('tritonpose_rejected_total{reason="head-too-large"}') == 1
 
 
 @pytest.mark.parametrize("now", STATES)
