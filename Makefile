@@ -18,7 +18,7 @@ COMPILE = UV_CUSTOM_COMPILE_COMMAND="make requirements" $(BIN)/uv pip compile --
 	--python-version 3.10 $(if $(UPGRADE),--upgrade)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve triton test lint format bench loadtest requirements clean dev python
+.PHONY: help serve triton test lint format bench loadtest requirements audit clean dev python
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +68,9 @@ requirements: dev ## compile requirements/*.txt from pyproject.toml (UPGRADE=1: 
 	$(COMPILE) -c requirements/serve.txt pyproject.toml --extra gpu --no-emit-package onnxruntime \
 		-o requirements/gpu.txt
 	$(COMPILE) --group triton -o requirements/triton.txt
+
+audit: dev ## ask the advisory database about the pinned packages, where it can be reached
+	$(BIN)/python scripts/audit.py requirements/serve.txt requirements/dev.txt
 
 clean: ## remove environments, tools and caches of this checkout
 	rm -rf .venv .tools .pytest_cache .mypy_cache .ruff_cache .hypothesis
