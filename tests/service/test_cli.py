@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -89,7 +90,10 @@ def test_models_are_listed(repository: Path) -> None:
 
 
 def test_dry_run_tries_every_pose_model(repository: Path, tmp_path: Path) -> None:
-    assert "ready in" in run("serve", "--dry-run", "--repository", repository)[0]
+    said = run("serve", "--dry-run", "--repository", repository)[0]
+    assert "embedded engine" in said and re.search(r"loaded in [\d.]+ s: .*person_detector 1, pose 1", said)
+    assert re.search(r"pose: .*decode [\d.]+, letterbox [\d.]+, detector [\d.]+, .*pose [\d.]+", said), "a real picture"
+    assert re.search(r"ready in [\d.]+ s: pose", said)
     (tmp_path / "empty").mkdir()
     for name, code in (("nowhere", 2), ("empty", 1)):
         _, stderr = run("serve", "--dry-run", "--repository", tmp_path / name, code=code)
