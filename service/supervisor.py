@@ -143,6 +143,9 @@ class Supervisor:
         self._workers.remove(worker)
         worker.pipe.close()
         worker.process.close()
+        for successor in self._workers:
+            if successor.replaces is worker and successor.open:
+                successor.replaces = None
         assert pid is not None
         self._files.retire(pid)
         if self._ending is not None:
