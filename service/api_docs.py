@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from service.bodies import RAW_TYPES, JsonBody
+from service.deadlines import HEADER as TIMEOUT_HEADER
 from service.options import PoseOptions
 from service.problems import MEDIA_TYPE
 
@@ -61,15 +62,44 @@ _RESULTS_SCHEMA: dict[str, Any] = {
 _BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 
 
-def _problem_response(description: str) -> dict[str, Any]:
-    return {"description": description, "content": {MEDIA_TYPE: {"schema": _PROBLEM_SCHEMA}}}
+def _problem_response(description: str, *, comes_back: bool = False) -> dict[str, Any]:
+    response: dict[str, Any] = {"description": description, "content": {MEDIA_TYPE: {"schema": _PROBLEM_SCHEMA}}}
+    if comes_back:
+        response["headers"] = {
+            "Retry-After": {"description": "Seconds after which to come back.", "schema": {"type": "integer"}}
+        }
+    return response
 
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     401: _problem_response("An API key is needed."),
     403: _problem_response("The API key is not known."),
-    503: _problem_response("The engine is not available; Retry-After says when to come back."),
+    429: _problem_response("This caller asks faster than he may.", comes_back=True),
+    503: _problem_response("The engine is not available.", comes_back=True),
 }
+_KEY_SCHEMES: dict[str, Any] = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key."},
+    "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
+_TIMEOUT_PARAMETER: dict[str, Any] = {
+    "name": TIMEOUT_HEADER,
+    "in": "header",
+    "required": False,
+    "description": "Seconds that the caller waits, from the request's arrival to its answer, such as 2.5; also less "
+    "than 1, and as many as the service allows (120 unless it was told otherwise).",
+    "schema": {"type": "string", "pattern": r"^(([1-9][0-9]?|1[01][0-9])(\.[0-9]{1,3})?|120)$", "example": "2.5"},
+}
+
+
+def declare_keys(document: dict[str, Any], needed: bool) -> dict[str, Any]:
+    """Say in the OpenAPI document how keys are sent, and on which routes they are needed."""
+    if needed:
+        document.setdefault("components", {})["securitySchemes"] = _KEY_SCHEMES
+        for path, operations in document["paths"].items():
+            if path == "/v1/pose" or path.startswith("/v1/models"):
+                for operation in operations.values():
+                    operation["security"] = [{name: []} for name in _KEY_SCHEMES]
+    return document
 
 
 def _query_parameters() -> list[dict[str, Any]]:
@@ -94,7 +124,7 @@ def _inline(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 POSE_OPERATION: dict[str, Any] = {
-    "parameters": _query_parameters(),
+    "parameters": [*_query_parameters(), _TIMEOUT_PARAMETER],
     "requestBody": {
         "required": True,
         "content": {
@@ -128,8 +158,8 @@ POSE_OPERATION: dict[str, Any] = {
         "408": _problem_response("The body arrived too slowly."),
         "413": _problem_response("Too many bytes, pixels or pictures."),
         "415": _problem_response("A content type or picture format that is not served."),
-        "422": _problem_response("An option that is unknown or out of range."),
-        "429": _problem_response("The queue is full; Retry-After says when to come back."),
+        "422": _problem_response("An option, or a time-out, that is unknown or out of range."),
+        "429": _problem_response("The queue is full or too long, or this caller asks too much.", comes_back=True),
         "500": _problem_response("The models failed."),
         "504": _problem_response("The deadline passed."),
     },

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from service import __version__, api_page, problems, routes
 from service.admission import Admission
+from service.api_docs import declare_keys
 from service.callers import Callers
 from service.correlation import Correlation
 from service.deadlines import HEADER as TIMEOUT_HEADER
@@ -73,7 +75,7 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
             if tracing:
                 await asyncio.to_thread(tracing.close)
 
-    app = FastAPI(
+    app = _Application(
         title="tritonpose",
         version=__version__,
         description=_DESCRIPTION,
@@ -98,6 +100,15 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
     app.add_middleware(Correlation, metrics=metrics, tracing=tracing, closing=lambda: service.readiness.closing)
     app.add_middleware(SafeHeaders)
     return app
+
+
+class _Application(FastAPI):
+    """FastAPI, with an OpenAPI document that knows of the keys."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The document, made once."""
+        service: Service = self.state.service
+        return declare_keys(super().openapi(), service.keys.required)
 
 
 async def _keep_fresh(metrics: Metrics) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from service.app import create_app
+from service.deadlines import read_timeout
 from service.options import PoseOptions
 from service.problems import problem_types
 from service.settings import Settings
@@ -43,3 +45,25 @@ def test_the_limits_are_those_in_force() -> None:
     assert f"within {settings.deadline_seconds:g} s" in TEXT
     assert f"longer than {settings.body_seconds:g} s" in TEXT
     assert f"at most {settings.max_deadline_seconds:g}; {settings.deadline_seconds:g} without it" in TEXT
+
+
+def test_the_document_tells_of_deadlines_refusals_and_keys() -> None:
+    document = create_app(Settings(cpu_threads=1, api_keys="alpha"), card_engine()).openapi()
+    pose = document["paths"]["/v1/pose"]["post"]
+    (timeout,) = [one for one in pose["parameters"] if one["in"] == "header"]
+    assert timeout["name"] == "X-Request-Timeout"
+    pattern = re.compile(timeout["schema"]["pattern"])
+    for value in ("1", "2.5", "99.999", "119.5", "120"):
+        assert pattern.fullmatch(value)
+        assert read_timeout(value, Settings()) == float(value)
+    for value in ("120.5", "0", "121", "1e3", "-1"):
+        assert not pattern.fullmatch(value)
+    assert "Retry-After" in pose["responses"]["429"]["headers"]
+    assert "Retry-After" in pose["responses"]["503"]["headers"]
+    guarded = {
+        path for path, operations in document["paths"].items() for one in operations.values() if "security" in one
+    }
+    assert guarded == {"/v1/pose", "/v1/models", "/v1/models/{name}"}
+    assert set(document["components"]["securitySchemes"]) == {"bearer", "key"}
+    open_document = create_app(Settings(cpu_threads=1), card_engine()).openapi()
+    assert "security" not in open_document["paths"]["/v1/pose"]["post"]
