@@ -18,7 +18,7 @@ COMPILE = UV_CUSTOM_COMPILE_COMMAND="make requirements" $(BIN)/uv pip compile --
 	--python-version 3.10 $(if $(UPGRADE),--upgrade)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve triton test lint format bench loadtest requirements audit clean dev python
+.PHONY: help serve triton test lint format bench loadtest chaos soak fuzz requirements audit clean dev python
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,9 +47,17 @@ format: dev ## bring the code into shape
 bench: dev ## throughput of the service against the raw networks (last line JSON)
 	$(BIN)/python -m loadtest.bench $(ARGS)
 
-loadtest: dev ## post pictures at a running service and check its answers (HOST, PORT)
-	$(BIN)/locust -f loadtest/locustfile.py --host "http://$(HOST):$(PORT)" --headless --users 4 \
-		--spawn-rate 4 --run-time 60s --only-summary $(ARGS)
+loadtest: dev ## Locust: closed and open loop, steps to saturation, rough callers; report in runs/loadtest
+	$(BIN)/python -m loadtest.campaign $(ARGS)
+
+chaos: dev ## 10,000 requests, a third bad, while workers are killed and a model is replaced (ARGS="--engine triton")
+	$(BIN)/python -m loadtest.chaos $(ARGS)
+
+soak: dev ## half an hour of good and bad load: does memory grow? Then the same with a planted leak
+	$(BIN)/python -m loadtest.soak --plot runs/soak.png $(ARGS)
+
+fuzz: dev ## 20,000 damaged inputs under a memory cap
+	$(BIN)/python -m loadtest.fuzz $(ARGS)
 
 requirements: dev ## compile requirements/*.txt from pyproject.toml (UPGRADE=1: newest versions)
 	$(COMPILE) --group tools -o requirements/tools.txt

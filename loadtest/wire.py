@@ -69,6 +69,8 @@ class _Parsing:
     headers: dict[str, str] = field(default_factory=dict)
     pieces: list[bytes] = field(default_factory=list)
     complete: bool = False
+    keep_alive: bool = False
+    parser: Any = None
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
@@ -78,6 +80,7 @@ class _Parsing:
 
     def on_message_complete(self) -> None:
         self.complete = True
+        self.keep_alive = self.parser.should_keep_alive()  # afterwards it speaks of the next message
 
 
 class _Connection(asyncio.Protocol):
@@ -96,6 +99,7 @@ class _Connection(asyncio.Protocol):
         """Expect the next answer."""
         self._parsing = _Parsing()
         self._parser: Any = httptools.HttpResponseParser(self._parsing)
+        self._parsing.parser = self._parser
         self._answer = asyncio.get_running_loop().create_future()
         return self._answer
 
@@ -111,7 +115,8 @@ class _Connection(asyncio.Protocol):
             self.close()
             return
         if self._parsing.complete:
-            self.reusable = self._parser.should_keep_alive()
+            self.reusable = self._parsing.keep_alive
+            self._parsing.parser = None
             status = self._parser.get_status_code()
             waiting.set_result((status, self._parsing.headers, b"".join(self._parsing.pieces)))
 

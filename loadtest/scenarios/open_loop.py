@@ -15,6 +15,7 @@ import gevent
 from gevent.pool import Pool
 from locust import events, task
 from locust.argument_parser import LocustArgumentParser
+from locust.runners import STATE_RUNNING, STATE_SPAWNING
 
 from loadtest import locustfile
 
@@ -42,9 +43,14 @@ class Arrivals(locustfile.PoseUser):
         chance, pool = random.Random(options.seed), Pool(_IN_FLIGHT)
         due = time.perf_counter()
         try:
-            while True:
+            while self._goes_on():
                 due += chance.expovariate(options.rate)
                 gevent.sleep(max(0.0, due - time.perf_counter()))
                 pool.spawn(self.post_case, self.next_case(), due)
         finally:
             pool.join(timeout=30)
+
+    def _goes_on(self) -> bool:
+        """Until Locust's time is up: it lets tasks end, and this one has no end of its own."""
+        runner = self.environment.runner
+        return runner is not None and runner.state in (STATE_SPAWNING, STATE_RUNNING)
