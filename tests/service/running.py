@@ -16,7 +16,7 @@ import httpx
 
 from loadtest.server import child_processes
 
-START_SECONDS = 120.0
+START_SECONDS = 300.0
 
 
 @dataclass
