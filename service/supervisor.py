@@ -25,7 +25,6 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 from service.cores import available_cores
-from service.cores import available_cores
 from service.logs import announce
 from service.metric_files import VARIABLE, WORKER_ENDS, WORKER_ENDS_TEXT, MetricFiles
 from service.settings import Settings
