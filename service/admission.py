@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 from service.callers import Caller
@@ -28,9 +28,6 @@ REQUESTS, BYTES, PIXELS, PEOPLE = range(4)
 _NAMES = ("requests", "bytes of bodies", "pixels", "people")
 _REASONS = ("queue-full", "queue-bytes", "queue-pixels", "queue-people")
 _MAX_RETRY_SECONDS = 60.0
-# Part of the time left that the estimate may fill: one in five requests takes longer than the mean says, and a 429 now
-# serves better than a 504 later.
-_SAFE = 0.8
 # A request whose turn comes with less than this part of the time it needs is given up before any work is done on it.
 _HOPELESS = 0.5
 
@@ -38,7 +35,8 @@ _HOPELESS = 0.5
 class Admission:
     """Counts the requests of one process. All methods run on the event loop."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._running_limit = settings.max_running
         self._limits = (
             float(settings.max_running + settings.max_waiting),
@@ -157,6 +155,7 @@ class Visit:
         self._loop = asyncio.get_running_loop()
         self._turn: asyncio.Future[None] | None = None
         self._mark = 0.0
+        self._expected, self._since = 0.0, 0.0
         self.caller = caller
         self.deadline = deadline
         self.held = [0.0, 0.0, 0.0, 0.0]
@@ -213,9 +212,11 @@ class Visit:
 
         Never while nothing runs: then the estimate can only be wrong, and only a request that runs can put it right.
         """
-        left = self.deadline - self._loop.time()
-        if self._admission.running and self._admission.estimate(self.caller, self.rows) > _SAFE * left:
-            raise self._too_late(left)
+        now = self._loop.time()
+        self._expected, self._since = self._admission.estimate(self.caller, self.rows), now
+        # A 429 now serves better than a 504 later.
+        if self._admission.running and self._expected * self._admission.pace.safety > self.deadline - now:
+            raise self._too_late(self.deadline - now)
 
     @asynccontextmanager
     async def turn(self, stages: Stages) -> AsyncIterator[None]:
@@ -233,7 +234,11 @@ class Visit:
             answered = True
         finally:
             admission.running -= 1
-            admission.pace.end(time.monotonic(), self._mark, self.rows, answered)
+            admission.pace.end(admission._clock(), self._mark, self.rows, answered)
+            if answered:
+                self._compare()
+            else:
+                self._compare_late()
             admission._next()
 
     async def _wait(self) -> None:
@@ -245,9 +250,10 @@ class Visit:
         try:
             await self._turn
         except asyncio.CancelledError:
+            self._compare_late()
             if not admission._queue.remove(self.caller, self) and self.runs:  # let in and cancelled at once
                 admission.running -= 1
-                admission.pace.end(time.monotonic(), self._mark, self.rows, answered=False)
+                admission.pace.end(admission._clock(), self._mark, self.rows, answered=False)
                 admission._next()
             raise
 
@@ -261,12 +267,21 @@ class Visit:
             self._admission._running_limit, self._admission.running + 1
         )  # fmt: skip
         if self._admission.running and left < _HOPELESS * needed:
+            self._compare()
             self._turn.set_exception(self._too_late(left))
             return False
         self.runs = True
-        self._mark = self._admission.pace.begin(time.monotonic())
+        self._mark = self._admission.pace.begin(self._admission._clock())
         self._turn.set_result(None)
         return True
+
+    def _compare(self) -> None:
+        """Learn from the time since the estimate how good it was."""
+        self._admission.pace.took(self._expected, self._loop.time() - self._since)
+
+    def _compare_late(self) -> None:
+        if self._loop.time() >= self.deadline:
+            self._compare()
 
     def give_way(self) -> None:
         """Leave in favour of another caller's request; what was held is free at once."""

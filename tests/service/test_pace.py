@@ -45,3 +45,15 @@ def test_people_of_a_picture_are_learnt() -> None:
     for _ in range(100):
         pace.found(pictures=2, people=14)
     assert pace.people_per_picture == pytest.approx(7, rel=0.01)
+
+
+def test_expectations_that_fail_are_made_safer_and_those_that_hold_are_trusted() -> None:
+    pace = Pace()
+    for _ in range(100):
+        pace.took(expected=1.0, seconds=1.0)
+    assert pace.safety == pytest.approx(1.0, abs=0.01)
+    for n in range(200):
+        pace.took(expected=1.0, seconds=0.5 + n % 2 * 1.5)  # half of them take twice as long
+    assert pace.safety > 2.0
+    pace.took(expected=0.0, seconds=5.0)
+    assert pace.safety < 60, "one that came to nothing does not close the service"
