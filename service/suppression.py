@@ -60,13 +60,13 @@ def iou_nms(boxes: npt.ArrayLike, scores: npt.ArrayLike, threshold: float, limit
 
 def suppress(similarity: npt.ArrayLike, scores: npt.ArrayLike, threshold: float) -> Indices:
     """Greedy suppression on a similarity matrix [N, N]; indices kept, best first."""
-    matrix = np.asarray(similarity, np.float64)
-    order = np.argsort(-np.asarray(scores, np.float64), kind="stable")
+    apart = np.asarray(similarity, np.float64) <= threshold
+    left = np.ones(len(apart), bool)
     kept: list[int] = []
-    while len(order):
-        best, order = order[0], order[1:]
-        kept.append(int(best))
-        order = order[matrix[best, order] <= threshold]
+    for best in np.argsort(-np.asarray(scores, np.float64), kind="stable").tolist():
+        if left[best]:
+            kept.append(best)
+            left &= apart[best]
     return np.array(kept, np.intp)
 
 
