@@ -86,7 +86,9 @@ class Correlation:
         try:
             await self._app(scope, receive_counted, send_with_id)
         except Exception:
-            logger.exception("request %s: %s %s failed", record.request_id, scope["method"], _path(scope))
+            known = {"request_id": record.request_id}
+            what = (record.request_id, scope["method"], _path(scope))
+            logger.exception("request %s: %s %s failed", *what, extra={"fields": known})
             if status:
                 raise  # half an answer is out: only closing the connection can tell
             error = ServiceError("an error of the service, not of the request; the log has it under the request id")

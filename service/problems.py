@@ -76,7 +76,9 @@ def problem_types() -> dict[str, tuple[str, int, str]]:
 async def _service_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
     if error.status >= 500:
-        logger.warning("%s %s: %s", request.method, quote(request.scope["path"]), error.detail)
+        known = {"request_id": record_of(request).request_id}
+        path = quote(request.scope["path"])
+        logger.warning("%s %s: %s", request.method, path, error.detail, extra={"fields": known})
     return problem(error, request)
 
 
