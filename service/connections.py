@@ -8,6 +8,7 @@ the service its memory or its descriptors.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,8 @@ from service.settings import Settings
 # Request line and headers together: browsers and proxies send 1 to 8 kB, and no option of ours is long.
 MAX_HEAD_BYTES = 32 * 1024
 MAX_HEADERS = 100
+# Open files that are no connections of callers: libraries, models, Triton, pipes, and some.
+_OTHER_FILES = 512
 
 
 class BoundedProtocol(HttpToolsProtocol):

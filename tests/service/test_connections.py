@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -192,3 +194,17 @@ async def test_only_trusted_proxies_say_who_asks(monkeypatch: pytest.MonkeyPatch
             names(app)
             assert b" 200 " in await talk(port, request)
     assert asked == ["address 127.0.0.1", "address 127.0.0.1", "address 9.8.7.6"]
+
+
+def test_a_low_limit_on_open_files_is_raised_for_the_connections() -> None:
+    """Without, the service would run out of files at a connection that it meant to take."""
+    code = (
+        "import resource; from service.connections import allow_descriptors\n"
+        "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))\n"
+        "allow_descriptors(300); assert resource.getrlimit(resource.RLIMIT_NOFILE) == (300, hard)\n"
+        "allow_descriptors(100); assert resource.getrlimit(resource.RLIMIT_NOFILE) == (300, hard)\n"
+        "allow_descriptors(10**12); print(resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= 300)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "True\n"
