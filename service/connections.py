@@ -26,7 +26,7 @@ _OTHER_FILES = 512
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1 protocol with bounds; :func:`bounded` fills in the service's own.
+    """uvicorn's HTTP/1.1 protocol with bounds; :func:`connection_options` fills in the service's own.
 
     Attributes:
         most: connections at a time; one more is told so and closed.
@@ -167,8 +167,22 @@ class BoundedProtocol(HttpToolsProtocol):
         self.transport.close()
 
 
+def allow_descriptors(number: int) -> None:
+    """Raise this process's soft limit on open files as far as the hard one goes: 1024 is a common one."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < number:
+        wanted = number if hard == resource.RLIM_INFINITY else min(number, hard)
+        with contextlib.suppress(ValueError, OSError):  # the kernel allows less than the hard limit says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+
+
 def connection_options(settings: Settings, rejected: Callable[[str], None]) -> dict[str, Any]:
     """What uvicorn is to be told about connections: our protocol, no WebSockets, and whose word on callers counts."""
+    allow_descriptors(settings.max_connections + _OTHER_FILES)
     bounds = {
         "most": settings.max_connections,
         "head_seconds": settings.head_seconds,
