@@ -72,7 +72,7 @@ class Admission:
             RateLimited: the caller has as many requests in flight as he may.
             Overloaded: no place is free, or the queue is longer than the deadline allows.
         """
-        caller.check_concurrency(self._retry_after(caller))
+        caller.check_concurrency(lambda: self._retry_after(caller))
         visit = Visit(self, caller, deadline)
         visit.check_deadline()
         visit.hold(REQUESTS, 1)

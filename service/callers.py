@@ -51,11 +51,11 @@ class Caller:
             )
         self._tokens -= 1
 
-    def check_concurrency(self, retry_after: float) -> None:
-        """Raises RateLimited when one more request in flight would be too many."""
+    def check_concurrency(self, retry_after: Callable[[], float]) -> None:
+        """Raises RateLimited, with what ``retry_after`` says, when one more request in flight would be too many."""
         if self._concurrency and self.held[0] >= self._concurrency:
             raise RateLimited(
-                f"more than {self._concurrency} requests in flight", retry_after=retry_after, reason="concurrency"
+                f"more than {self._concurrency} requests in flight", retry_after=retry_after(), reason="concurrency"
             )
 
 
