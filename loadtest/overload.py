@@ -90,6 +90,8 @@ class Load:
         elif reply.status == 429:
             answers.refused.append(reply.seconds)
             answers.retry_after.append(float(reply.headers.get("retry-after", "nan")))
+        elif reply.status < 500:  # 5xx have a line of their own
+            answers.wrong.append(f"{self._cases[index].picture.name}: HTTP {reply.status} {reply.body[:200]!r}")
 
     async def closed(self, clients: int, seconds: float) -> tuple[float, Answers]:
         """Clients with one request in flight each; right answers a second after the lead-in."""

