@@ -61,7 +61,7 @@ class Pace:
 
         Mean and five times the spread of what came of earlier expectations (the retransmission timer of TCP, Jacobson
         1988, takes four): nobody knows how many people a picture holds, and what else the machine does. In
-        simulated overload with deadlines of 1 and 3 s, three left 2 to 10 % late, five less than 1 %, at full pace.
+        simulated overload (docs/experiments.md) three left up to 5 % late, five less than 1 %, at full pace.
         """
         return max(1.0, self._ratio + 5 * self._spread)
 
