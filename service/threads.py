@@ -50,10 +50,7 @@ class Threads:
             # A daemon: a program that forgets close() can still end.
             threading.Thread(target=self._work, name=f"{self._name}-{self._started}", daemon=True).start()
         self._jobs.put((future, loop, functools.partial(work, *args, **kwargs)))
-        try:
-            return await future
-        finally:
-            self._unfinished -= 1
+        return await future
 
     def close(self) -> None:
         """Let the threads end after what has been begun; the rest is cancelled."""
@@ -75,16 +72,24 @@ class Threads:
         if job is None:
             return False
         future, loop, work = job
-        if future.cancelled():
-            return True
         result, error = None, None
-        try:
-            result = work()
-        except BaseException as raised:
-            error = raised
+        if not future.cancelled():
+            try:
+                result = work()
+            except BaseException as raised:
+                error = raised
         with contextlib.suppress(RuntimeError):  # the event loop was closed meanwhile: nobody waits
-            loop.call_soon_threadsafe(_deliver, future, result, error)
+            loop.call_soon_threadsafe(self._deliver, future, result, error)
         return True
+
+    def _deliver(self, future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+        self._unfinished -= 1
+        if future.done():
+            return
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
 
 
 def name_thread(name: str) -> None:
@@ -92,12 +97,3 @@ def name_thread(name: str) -> None:
     if sys.platform == "linux":
         with_name = ctypes.create_string_buffer(name.encode()[:15])
         ctypes.CDLL(None).prctl(_SET_NAME, with_name, 0, 0, 0)
-
-
-def _deliver(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
-    if future.done():
-        return
-    if error is None:
-        future.set_result(result)
-    else:
-        future.set_exception(error)

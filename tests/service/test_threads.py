@@ -13,6 +13,21 @@ import pytest
 from service.threads import Threads
 
 
+class Gate:
+    """Work that has begun and waits until ``open`` is set."""
+
+    def __init__(self) -> None:
+        self.begun, self.open = threading.Event(), threading.Event()
+
+    def __call__(self) -> bool:
+        self.begun.set()
+        return self.open.wait(30)
+
+    async def entered(self) -> None:
+        while not self.begun.is_set():
+            await asyncio.sleep(0.001)
+
+
 async def test_results_and_errors_come_back_to_their_callers() -> None:
     threads = Threads(3, "pixels")
     results = await asyncio.gather(*(threads.run(divmod, 20, divisor) for divisor in range(4)), return_exceptions=True)
@@ -41,26 +56,36 @@ async def test_no_more_run_at_a_time_than_were_asked_for(count: int) -> None:
 
 
 async def test_work_that_nobody_waits_for_is_not_begun() -> None:
-    threads, done, gate = Threads(1, "pixels"), [], threading.Event()
-    first = asyncio.ensure_future(threads.run(gate.wait, 10))
+    threads, done, gate = Threads(1, "pixels"), [], Gate()
+    first = asyncio.ensure_future(threads.run(gate))
     dropped = asyncio.ensure_future(threads.run(done.append, "dropped"))
     kept = asyncio.ensure_future(threads.run(done.append, "kept"))
-    await asyncio.sleep(0.01)
+    await gate.entered()
     dropped.cancel()
     await asyncio.sleep(0)
-    gate.set()
+    gate.open.set()
     await asyncio.gather(first, kept)
     assert done == ["kept"]
     threads.close()
 
 
-async def test_closing_ends_the_threads_and_refuses_more() -> None:
-    threads, gate = Threads(1, "closing"), threading.Event()
-    running = asyncio.ensure_future(threads.run(gate.wait, 10))
-    waiting = asyncio.ensure_future(threads.run(int))
-    await asyncio.sleep(0.01)
+async def test_a_thread_whose_caller_has_gone_does_not_hold_up_others() -> None:
+    threads, gate = Threads(2, "pixels"), Gate()
+    gone = asyncio.ensure_future(threads.run(gate))
+    await gate.entered()
+    gone.cancel()
+    assert await asyncio.wait_for(threads.run(int), 20) == 0
+    gate.open.set()
     threads.close()
-    gate.set()
+
+
+async def test_closing_ends_the_threads_and_refuses_more() -> None:
+    threads, gate = Threads(1, "closing"), Gate()
+    running = asyncio.ensure_future(threads.run(gate))
+    waiting = asyncio.ensure_future(threads.run(int))
+    await gate.entered()
+    threads.close()
+    gate.open.set()
     assert await running, "what has begun ends well"
     with pytest.raises(asyncio.CancelledError):
         await waiting
@@ -85,7 +110,10 @@ async def test_a_result_is_not_kept_alive_by_an_idle_thread() -> None:
     seen = weakref.ref(picture)
     assert await threads.run(lambda given: given, picture) is picture
     del picture
-    await asyncio.sleep(0.05)
+    for _ in range(400):
+        if seen() is None:
+            break
+        await asyncio.sleep(0.01)
     assert seen() is None
     threads.close()
 
