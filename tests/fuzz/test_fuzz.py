@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -36,7 +37,8 @@ def test_the_corpus_has_every_kind(specimens: list[Specimen]) -> None:
 
 def test_an_input_is_the_same_every_time_and_no_two_are(specimens: list[Specimen]) -> None:
     inputs = [make_input(specimens, 1, number) for number in range(400)]
-    assert inputs == [make_input(corpus(), 1, number) for number in range(400)]
+    again = corpus()
+    assert inputs == [make_input(again, 1, number) for number in range(400)]
     assert len({one.request for one in inputs}) > 390
     assert make_input(specimens, 2, 399) != inputs[399]
     assert [one.name for one in inputs[: len(specimens)]] == [one.name for one in specimens]
@@ -80,8 +82,6 @@ def test_unsound_answers_are_noticed() -> None:
 
 
 async def test_a_server_that_breaks_off_fails_and_the_input_is_named(specimens: list[Specimen]) -> None:
-    import asyncio
-
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read(reader)
 
