@@ -46,6 +46,7 @@ def four_scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe(folder: Path, name: str, changes: dict[str, Any]) -> dict[str, Any]:
+    # From scratch, fewer steps give all boxes the same score to five digits: either side then ranks them its own way.
     rate = 0.002 if name in OWN else 0.001 if "mobilenet" in name else 0.0005
     return {
         "train": [{"annotations": str(folder / "annotations.json"), "images": str(folder / "images")}],
@@ -53,8 +54,8 @@ def recipe(folder: Path, name: str, changes: dict[str, Any]) -> dict[str, Any]:
         "network": {"name": name, "input_size": SIDE, **OWN.get(name, THEIRS), **changes},
         **({"loss": {"proposals": 24, "head_samples": 16}} if name == "faster_rcnn" else {}),
         "augmentation": {"size": SIDE, "mosaic": 0, "colour": 0, "flip": 0, "scale": [0.999, 1.001], "cache_side": 160},
-        "batch_size": 4, "steps": 3, "warmup_steps": 2, "learning_rate": rate, "precision": "fp32",
-        "device": "cpu", "box_threshold": 0.07,
+        "batch_size": 4, "steps": 20 if name in OWN else 3, "warmup_steps": 2, "learning_rate": rate,
+        "precision": "fp32", "device": "cpu", "box_threshold": 0.07,
     }  # fmt: skip
 
 
