@@ -24,7 +24,7 @@ from tests.loadtest.stand_in import write_repository
 from tests.service.marked_people import encode
 from tests.service.running import Running, serving
 
-PHOTO = encode(render_scene(5, size=(320, 240), people=2).image, ".jpg")
+PHOTO = encode(render_scene(5, size=(1600, 1200), people=2).image, ".jpg")
 LONG = [("image", PHOTO)] * 60
 
 
