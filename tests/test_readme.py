@@ -33,8 +33,8 @@ from tests.conftest import ROOT, copy_checkout
 pytestmark = pytest.mark.slow
 
 README = (ROOT / "README.md").read_text()
-# The README trains for hours; here the same commands take a few steps. With fewer, all boxes have the same score and all
-# cells of a map the same value to five digits, and then PyTorch and ONNX Runtime need not rank them alike.
+# The README trains for hours; here the same commands take a few steps. With fewer, all boxes have the same score, and
+# all cells of a map the same value, to five digits: PyTorch and ONNX Runtime need not rank them alike.
 SHORTENED = {
     "python -m training detector": "--set steps=20 --set batch_size=2",
     "python -m training pose": "--set steps=30 --set batch=4 --set warmup=2",
