@@ -9,6 +9,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
@@ -146,17 +147,22 @@ def _draw(evaluation: Evaluation, measured: Measured, index: int) -> bytes:
     enlarged = np.asarray(cv2.resize(pixels, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC), np.uint8)
     height, width = enlarged.shape[:2]
     drawn = [
-        draw_people(PosedPicture(image.id, width, height, _enlarge(found, factor), enlarged), skeleton, threshold)
+        draw_people(PosedPicture(image.id, width, height, enlarge(found, factor), enlarged), skeleton, threshold)
         for found, skeleton, threshold in sides
     ]
     return encode_picture(np.hstack(drawn), "image/jpeg")
 
 
-def _enlarge(people: People, factor: float) -> People:
-    """Boxes are in edge coordinates, joints are points: see :mod:`service.crops`."""
+def enlarge(people: People, factor: float, origin: npt.ArrayLike = (0.0, 0.0)) -> People:
+    """The people in a picture that is ``factor`` times as large and begins at ``origin`` (edge coordinates).
+
+    Boxes are in edge coordinates, joints are points: see :mod:`service.crops`.
+    """
+    start = np.asarray(origin, np.float64)
     keypoints = people.keypoints.copy()
-    keypoints[..., :2] = (keypoints[..., :2] + 0.5) * factor - 0.5
-    return People(people.boxes * factor, people.box_scores, keypoints, people.scores)
+    keypoints[..., :2] = (keypoints[..., :2] + 0.5 - start) * factor - 0.5
+    boxes = (people.boxes.reshape(-1, 2, 2) - start) * factor
+    return People(boxes.reshape(-1, 4), people.box_scores, keypoints, people.scores)
 
 
 def _labelled(image: ImageRecord) -> People:

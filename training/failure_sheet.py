@@ -12,6 +12,7 @@ from service.drawing import draw_people, encode_picture
 from service.people import People, PosedPicture
 from service.skeletons import Skeleton
 from training.evaluate import Evaluation, Measured
+from training.evaluation_report import enlarge
 from training.metrics.pck import Pair, similarity
 
 Pixels = npt.NDArray[np.uint8]
@@ -83,10 +84,7 @@ def _panel(
 ) -> Pixels:
     scale = _CELL / (_MARGIN * float(np.max(box[2:] - box[:2])))
     origin = (box[:2] + box[2:]) / 2 - _CELL / (2 * scale)
-    moved = joints.copy()
-    # Boxes are in edge coordinates, joints are points.
-    moved[:, :2] = (joints[:, :2] + 0.5 - origin) * scale - 0.5
-    people = People(((box.reshape(2, 2) - origin) * scale).reshape(1, 4), np.ones(1), moved[None], np.ones(1))
+    people = enlarge(People(box[None], np.ones(1), joints[None], np.ones(1)), scale, origin)
     canvas = np.full((_CELL, _CELL, 3), _BACKGROUND, np.uint8)
     return draw_people(PosedPicture(0, _CELL, _CELL, people, canvas), skeleton, threshold)
 

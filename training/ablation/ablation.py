@@ -86,9 +86,10 @@ class AblationRecipe(Strict):
             raise ValueError(f"in trainings and in checkpoints: {', '.join(both)}")
         if self.checkpoints and len(self.seeds) > 1:
             raise ValueError(f"checkpoints are of one seed, seeds names {len(self.seeds)}")
+        known = self.trainings.keys() | self.checkpoints.keys()
         for comparison in self.comparisons:
             for row in comparison.rows:
-                if unknown := [name for name in row.trainings if name not in {**self.trainings, **self.checkpoints}]:
+                if unknown := [name for name in row.trainings if name not in known]:
                     raise ValueError(f"{comparison.question} / {row.label}: no training {', '.join(unknown)}")
         return self
 
