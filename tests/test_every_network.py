@@ -58,7 +58,8 @@ async def export(checkpoints: Sequence[Path], folder: Path, data: Sixteen, *opti
 async def ask(repository: Path, people: Sequence[tuple[Path, list[float]]], **options: str) -> list[Array]:
     """Keypoints [K, 2] of each person, one to a picture, through the HTTP interface."""
     images = [{"data": base64.b64encode(path.read_bytes()).decode(), "boxes": [box]} for path, box in people]
-    application = create_app(Settings(cpu_threads=1), EmbeddedEngine(repository))
+    # Torch cuts its crops from whole pictures.
+    application = create_app(Settings(cpu_threads=1, reduced_decoding=False), EmbeddedEngine(repository))
     async with application.router.lifespan_context(application):
         await application.state.service.readiness.wait()
         transport = httpx.ASGITransport(application)
