@@ -73,12 +73,16 @@ def box_crop_matrices(boxes: npt.ArrayLike, size: tuple[int, int], padding: floa
     Returns:
         float64 [P, 2, 3].
     """
-    boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
-    centers = (boxes[:, :2] + boxes[:, 2:]) / 2 - 0.5  # edge coordinates to points
-    extents = np.maximum(boxes[:, 2:] - boxes[:, :2], 1.0) * padding
-    if not len(boxes):
-        return np.zeros((0, 2, 3))
-    return np.stack([crop_matrix(c, e, size) for c, e in zip(centers, extents, strict=True)])
+    corners = np.asarray(boxes, np.float64).reshape(-1, 4)
+    matrices = np.zeros((len(corners), 2, 3))
+    centers = (corners[:, :2] + corners[:, 2:]) / 2 - 0.5  # edge coordinates to points
+    extents = np.maximum(corners[:, 2:] - corners[:, :2], 1.0) * padding
+    scales = 1.0 / (extents / size).max(-1)
+    if not (np.isfinite(scales) & (scales > 0)).all():
+        raise ValueError(f"boxes must be finite, got {corners.tolist()}")
+    matrices[:, 0, 0] = matrices[:, 1, 1] = scales
+    matrices[:, :, 2] = (np.array(size) - 1) / 2 - scales[:, None] * centers
+    return matrices
 
 
 def transform_points(matrix: Array, points: npt.ArrayLike) -> Array:
@@ -94,7 +98,9 @@ def invert_affine(matrix: Array) -> Array:
 
 def crop_levels(matrices: Array) -> npt.NDArray[np.int64]:
     """Which halving of the picture [P] each crop is cut from: the smallest that has its resolution."""
-    shrinks = 1.0 / np.sqrt(np.maximum(np.abs(np.linalg.det(np.asarray(matrices, np.float64)[:, :, :2])), 1e-12))
+    linear = np.asarray(matrices, np.float64)
+    areas = np.abs(linear[:, 0, 0] * linear[:, 1, 1] - linear[:, 0, 1] * linear[:, 1, 0])
+    shrinks = 1.0 / np.sqrt(np.maximum(areas, 1e-12))
     return np.where(shrinks > _MAX_SHRINK, np.floor(np.log2(shrinks / _MAX_SHRINK)) + 1, 0).astype(np.int64)
 
 

@@ -38,10 +38,11 @@ def pairwise_oks(
         float64 [A, B] in 0..1.
     """
     a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
-    squared = ((a[:, None] - b[None]) ** 2).sum(-1)
+    apart = a[:, None] - b[None]
+    squared = apart[..., 0] ** 2 + apart[..., 1] ** 2
     variances = (2.0 * np.asarray(sigmas, np.float64)) ** 2
     # np.spacing(1) as in cocoapi: a person of no area then has similarity 0 or 1, not NaN.
-    spread = np.broadcast_to(np.asarray(areas, np.float64), squared.shape[:2])[..., None] + np.spacing(1.0)
+    spread = np.asarray(areas, np.float64)[..., None] + np.spacing(1.0)
     terms = np.exp(-squared / (2.0 * spread * variances))
     if visible is None:
         return np.asarray(terms.mean(-1))

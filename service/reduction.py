@@ -31,6 +31,8 @@ def level_of_boxes(boxes: Array, size: tuple[int, int], padding: float) -> int:
 
 def level_to_begin(header: ImageHeader, side: int, size: tuple[int, int], padding: float) -> int:
     """The halving at which a picture is decoded for the detector's square of ``side`` and the likely crops of it."""
-    longest = max(header.width, header.height)
-    likely = np.array([[0.0, 0.0, 1.0, _LIKELY * longest]])
-    return min(level_of_boxes(likely, size, padding), halvings(header.width, header.height, side))
+    most = halvings(header.width, header.height, side)
+    if most == 0:
+        return 0
+    likely = np.array([[0.0, 0.0, 1.0, _LIKELY * max(header.width, header.height)]])
+    return min(level_of_boxes(likely, size, padding), most)

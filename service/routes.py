@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 
@@ -46,21 +46,19 @@ _PNG, _JPEG = "image/png", "image/jpeg"
 _SMALL_BODY = 256 * 1024
 
 
-async def _authorize(request: Request) -> None:
-    """Find out who asks, before anything else: his key, and the rate that he may ask at."""
-    service, peer = service_of(request), request.client
-    key = service.keys.authenticate(request.headers)
-    record_of(request).client = key.name if key else None
-    request.state.caller = service.callers.find(key, peer.host if peer else None)
-
-
 router = APIRouter()
-_guarded = APIRouter(prefix="/v1", dependencies=[Depends(_authorize)], responses=PROBLEMS)
 
 
-@_guarded.post("/pose", summary="Find the people of one or several pictures", openapi_extra=POSE_OPERATION)
+# The first route, because routes are tried in turn; and no dependency, whose machinery takes longer than the key.
+@router.post(
+    "/v1/pose",
+    summary="Find the people of one or several pictures",
+    openapi_extra=POSE_OPERATION,
+    responses=PROBLEMS,
+)
 async def pose(request: Request) -> Response:
     """Every person's joints: a COCO document, a results list, or the drawn picture."""
+    caller = _authorize(request)
     service, record = service_of(request), record_of(request)
     stages = record.stages
     service.readiness.require_started()
@@ -69,7 +67,6 @@ async def pose(request: Request) -> Response:
     defaults = PoseOptions(model=service.settings.model)
     given: list[tuple[str, object]] = [*request.query_params.multi_items()]
     options = read_options(given, defaults)  # a wrong option is told before the body travels
-    caller: Caller = request.state.caller
     with service.admission.enter(caller, deadline) as visit:
         body, headers = await _read_body(request, service, visit, stages)
         record.images = len(body.pictures)
@@ -103,16 +100,18 @@ async def pose(request: Request) -> Response:
     return Response(data, media_type=drawn_type or _JSON, headers={"Vary": "Accept"})
 
 
-@_guarded.get("/models", summary="What is loaded")
+@router.get("/v1/models", summary="What is loaded", responses=PROBLEMS)
 async def models(request: Request) -> Response:
     """Every model with its kind, versions, tensors, parameters and skeleton, and why newer ones are not taken."""
+    _authorize(request)
     engine = service_of(request).engine
     return _json({"models": await list_models(engine), **_refusal(engine)})
 
 
-@_guarded.get("/models/{name}", summary="One model", responses={404: {"description": "No such model."}})
+@router.get("/v1/models/{name}", summary="One model", responses={**PROBLEMS, 404: {"description": "No such model."}})
 async def model(request: Request, name: str) -> Response:
     """One model with its kind, versions, tensors, parameters and skeleton."""
+    _authorize(request)
     return _json(await find_model(service_of(request).engine, name))
 
 
@@ -169,7 +168,12 @@ async def sample(request: Request) -> Response:
     return Response(data, media_type=_JPEG, headers={"Cache-Control": "max-age=86400"})
 
 
-router.include_router(_guarded)
+def _authorize(request: Request) -> Caller:
+    """Find out who asks, before anything else: his key, and the rate that he may ask at."""
+    service, peer = service_of(request), request.client
+    key = service.keys.authenticate(request.headers)
+    record_of(request).client = key.name if key else None
+    return service.callers.find(key, peer.host if peer else None)
 
 
 async def _read_body(

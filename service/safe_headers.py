@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # Nothing that the service answers is to be run, framed, guessed at or kept, unless the route says so.
@@ -14,6 +13,9 @@ DEFAULTS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
+
+
+_ENCODED = {name.lower().encode(): (name.lower().encode(), value.encode()) for name, value in DEFAULTS.items()}
 
 
 class SafeHeaders:
@@ -30,9 +32,9 @@ class SafeHeaders:
 
         async def send_safe(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in DEFAULTS.items():
-                    headers.setdefault(name, value)
+                headers = message.setdefault("headers", [])
+                given = {name.lower() for name, _ in headers}
+                message["headers"] = [*headers, *(line for name, line in _ENCODED.items() if name not in given)]
             await send(message)
 
         await self._app(scope, receive, send_safe)

@@ -157,11 +157,12 @@ def select_boxes(candidates: Candidates, placed: Letterbox, options: PoseOptions
         float64 [P, 4] in image edge coordinates, clipped, at least a pixel wide and high; float64 [P] scores, lowered
         where the suppression is soft.
     """
-    boxes, scores = candidates[0], np.asarray(candidates[1], np.float64)
-    likely = np.flatnonzero((scores >= (options.box_threshold or 0.0)) & (scores > 0))
-    in_image, scores = placed.boxes_to_image(boxes[likely]), scores[likely]
-    seen = (in_image[:, 2:] - in_image[:, :2] >= 1.0).all(-1)
-    in_image, scores = in_image[seen], scores[seen]
+    scores = np.asarray(candidates[1], np.float64)
+    likely = (scores >= (options.box_threshold or 0.0)) & (scores > 0)
+    in_image, scores = placed.boxes_to_image(candidates[0][likely]), scores[likely]
+    seen = (in_image[:, 2:] - in_image[:, :2]).min(-1) >= 1.0
+    if not seen.all():
+        in_image, scores = in_image[seen], scores[seen]
     if options.nms_boxes == "hard":
         kept = iou_nms(in_image, scores, options.nms_iou, options.max_people)
         return in_image[kept], scores[kept]
@@ -182,8 +183,9 @@ def _decay(suppression: Suppression) -> Decay:
 
 def cut_crops(opened: Opened, boxes: Array, scores: Array, pose: PosePreset, stages: Stages) -> Crops:
     """Crop all people of a picture, as the pose model wants them; decodes it anew where it lacks their resolution."""
-    matrices = box_crop_matrices(boxes, pose.size, pose.padding)
-    level = int(min(crop_levels(matrices), default=opened.pyramid.lowest))
+    with stages.measure("crop"):
+        matrices = box_crop_matrices(boxes, pose.size, pose.padding)
+        level = int(min(crop_levels(matrices), default=opened.pyramid.lowest))
     if level < opened.pyramid.lowest:
         opened.pyramid = _decode(opened.given, level, stages)
     with stages.measure("crop"):

@@ -31,7 +31,8 @@ def iou_matrix(first: npt.ArrayLike, second: npt.ArrayLike) -> Array:
     a = np.asarray(first, np.float64).reshape(-1, 4)
     b = np.asarray(second, np.float64).reshape(-1, 4)
     sides = np.minimum(a[:, None, 2:], b[None, :, 2:]) - np.maximum(a[:, None, :2], b[None, :, :2])
-    shared = np.clip(sides, 0.0, None).prod(-1)
+    sides = np.maximum(sides, 0.0)
+    shared = sides[..., 0] * sides[..., 1]
     union = _areas(a)[:, None] + _areas(b)[None] - shared
     return np.asarray(np.divide(shared, union, out=np.zeros_like(shared), where=union > 0))
 
@@ -60,13 +61,14 @@ def iou_nms(boxes: npt.ArrayLike, scores: npt.ArrayLike, threshold: float, limit
 
 def suppress(similarity: npt.ArrayLike, scores: npt.ArrayLike, threshold: float) -> Indices:
     """Greedy suppression on a similarity matrix [N, N]; indices kept, best first."""
-    apart = np.asarray(similarity, np.float64) <= threshold
-    left = np.ones(len(apart), bool)
+    alike = np.asarray(similarity, np.float64) > threshold
+    order = np.argsort(-np.asarray(scores, np.float64), kind="stable").tolist()
+    gone: set[int] = set()
     kept: list[int] = []
-    for best in np.argsort(-np.asarray(scores, np.float64), kind="stable").tolist():
-        if left[best]:
+    for best in order:
+        if best not in gone:
             kept.append(best)
-            left &= apart[best]
+            gone.update(alike[best].nonzero()[0].tolist())
     return np.array(kept, np.intp)
 
 
@@ -189,4 +191,5 @@ def _decay(overlap: Array, threshold: float, method: Decay) -> Array:
 
 
 def _areas(boxes: Array) -> Array:
-    return np.asarray(np.clip(boxes[:, 2:] - boxes[:, :2], 0.0, None).prod(-1))
+    sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 0.0)
+    return np.asarray(sides[:, 0] * sides[:, 1])

@@ -55,7 +55,7 @@ EXCEPTIONS = {
     Path("loadtest/outage.py"): ("deploy.triton",),
     Path("loadtest/chaos.py"): ("deploy.triton", "service.client"),
     Path("loadtest/profile.py"): ("deploy.triton", "service.client"),
-    # The service's own steps, one by one; the service itself, with a leak around it; and what other servers need to do the same work.
+    # Its steps one by one; the service with a leak around it; what other servers need to do the same work.
     Path("loadtest/costs.py"): ("service",),
     Path("loadtest/leaky.py"): ("service",),
     Path("loadtest/peers/pipeline.py"): ("service",),
