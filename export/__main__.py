@@ -73,6 +73,9 @@ def export(
     box_threshold: Annotated[
         float | None, typer.Option(min=0, max=1, help="lowest detector score kept; default: the recipe's")
     ] = None,
+    flip: Annotated[
+        bool, typer.Option("--flip/--no-flip", help="average with the mirrored crop unless a request says otherwise")
+    ] = False,
     check_data: Annotated[
         tuple[Path, Path] | None,
         typer.Option(help="COCO-format annotations and their picture folder; else the recipe's data, else rendered"),
@@ -90,7 +93,7 @@ def export(
 
     options = PlanOptions(
         name=name, detector=detector, precision=precision.value, score_threshold=score_threshold,
-        box_threshold=box_threshold,
+        box_threshold=box_threshold, flip=flip,
     )  # fmt: skip
     request = ExportRequest(
         checkpoints=tuple(checkpoints), repository=repository, options=options, keep=keep,

@@ -16,7 +16,7 @@ from service.engines.config import ENSEMBLE, ModelConfig, RepositoryError, read_
 from service.engines.ensembles import check_ensembles
 from service.engines.sessions import OnnxModel, RuntimeSettings
 from service.errors import ModelNotFound
-from service.presets import PARAMETERS, detector_preset, pose_preset, read_parameter
+from service.presets import DEFAULTS, PARAMETERS, detector_preset, pose_preset, read_parameter
 
 _SETTINGS = RuntimeSettings(providers=("CPUExecutionProvider",))
 
@@ -148,7 +148,7 @@ def _check_parameters(metadata: ModelMetadata, models: Mapping[str, ModelConfig]
     kind = metadata.parameters.get("kind", "part")
     if kind not in ("part", "pose", "pose_flip", "detector"):
         yield f"parameter kind = {kind!r} is none of part, pose, pose_flip, detector"
-    needed = PARAMETERS.get(kind, {})
+    needed = (*PARAMETERS.get(kind, {}), *DEFAULTS.get(kind, {}))
     unread = 0
     for name in needed:
         try:

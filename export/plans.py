@@ -33,6 +33,7 @@ class PlanOptions:
         precision: how weights are stored; the arithmetic is float32 either way.
         score_threshold: joint score from which ``v`` is 2, unless a request says otherwise.
         box_threshold: lowest detector score that is kept, unless a request says otherwise; None for the recipe's.
+        flip: whether poses are averaged with the mirrored crop, unless a request says otherwise.
         pose_batch, detector_batch: ``max_batch_size``.
     """
 
@@ -41,6 +42,7 @@ class PlanOptions:
     precision: Precision = "fp16-weights"
     score_threshold: float = 0.2
     box_threshold: float | None = None
+    flip: bool = False
     pose_batch: int = 64
     detector_batch: int = 8
 
@@ -171,7 +173,8 @@ def _preset_models(
             fusion, (*names.map_specs(), names.weights), (keypoints,), options.pose_batch, PART, graph,
         ),
         ModelPlan(
-            name, inputs, (keypoints,), options.pose_batch, {**parameters, "kind": "pose", "flip_model": flip},
+            name, inputs, (keypoints,), options.pose_batch,
+            {**parameters, "kind": "pose", "flip_model": flip, "flip": "true" if options.flip else "false"},
             steps=[*network_steps, _fusion_step(fusion, names, "heatmaps")],
         ),
         ModelPlan(

@@ -21,6 +21,7 @@ MIXES: tuple[Mapping[str, str], ...] = (
     {},
     {"format": "results"},
     {"flip": "true"},
+    {"flip": "false"},
     {"fusion": "1,0,0"},
     {"max_people": "2"},
     {"rescore": "false", "nms_oks": "0.9"},

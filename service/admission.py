@@ -181,19 +181,19 @@ class Visit:
         """Count bytes of the body. Raises Overloaded."""
         self.hold(BYTES, number)
 
-    def weigh(self, pictures: int, pixels: int, people: int, flip: bool) -> None:
+    def weigh(self, pictures: int, pixels: int, people: int, rows_for_one: int = 1) -> None:
         """Count what the headers of the pictures tell, before one of them is decoded.
 
         Args:
             pictures: that a detector is to look at.
             pixels: to decode.
             people: expected in them, or given.
-            flip: each person goes through the network twice.
+            rows_for_one: how often each of them goes through the network.
 
         Raises:
             Overloaded: too many pixels or people, or the deadline cannot be kept.
         """
-        self.rows = max(1.0, pictures + people * (2 if flip else 1))
+        self.rows = max(1.0, pictures + people * rows_for_one)
         self.check_deadline()
         self.hold(PIXELS, pixels)
         self.hold(PEOPLE, people)

@@ -93,7 +93,9 @@ def predict(
     score_threshold: Annotated[float | None, typer.Option(help="Joint score from which v is 2 and is drawn.")] = None,
     box_threshold: Annotated[float | None, typer.Option(help="Lowest detector score of a person.")] = None,
     max_people: Annotated[int, typer.Option(help="Most people in one picture.")] = 20,
-    flip: Annotated[bool, typer.Option("--flip", help="Average with the mirrored crop.")] = False,
+    flip: Annotated[
+        bool | None, typer.Option("--flip/--no-flip", help="Average with the mirrored crop. Default: the model's own.")
+    ] = None,
     repository: Repository = None,
     threads: Threads = None,
     engine: Engine = None,

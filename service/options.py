@@ -55,7 +55,9 @@ class PoseOptions(BaseModel):
         description="Person score: `true` box score x mean of the joint scores, `mean_over_0.2` only of joints "
         "above 0.2, `false` the box score.",
     )
-    flip: bool = Field(False, description="Average with the mirrored crop: slower, a little more exact.")
+    flip: bool | None = Field(
+        None, description="Average with the mirrored crop: slower, more exact. Default: the model's own."
+    )
     fusion: Annotated[tuple[float, ...] | None, BeforeValidator(_weights)] = Field(
         None,
         description="Exponents of the model's radius maps in their product: `1,1,1` all three (the default, as many "

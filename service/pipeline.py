@@ -292,6 +292,7 @@ def fill_in(options: PoseOptions, pose: PosePreset, detector: DetectorPreset) ->
     return options.model_copy(
         update={
             "fusion": fusion,
+            "flip": pose.flip if options.flip is None else options.flip,
             "score_threshold": pose.score_threshold if options.score_threshold is None else options.score_threshold,
             "box_threshold": detector.box_threshold if options.box_threshold is None else options.box_threshold,
         }

@@ -44,6 +44,7 @@ class PosePreset:
         padding: factor on a box before it is cropped.
         score_threshold: joint score from which ``v`` is 2 by default.
         flip_model: the ensemble that averages with the mirrored crop; None where there is none.
+        flip: whether that one answers unless a request says otherwise.
         version: the one that answers.
     """
 
@@ -55,6 +56,7 @@ class PosePreset:
     padding: float
     score_threshold: float
     flip_model: str | None
+    flip: bool = False
     version: int = 1
 
 
@@ -83,6 +85,12 @@ def _padding(text: str) -> float:
     return padding
 
 
+def _flag(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError("true or false")
+    return text == "true"
+
+
 # What the configs' ``parameters`` must tell, by ``kind``, and how each is read (ValueError when it cannot be).
 PARAMETERS: Mapping[str, Mapping[str, Callable[[str], Any]]] = {
     "detector": {"input_size": _size, "box_threshold": _score},
@@ -95,6 +103,10 @@ PARAMETERS: Mapping[str, Mapping[str, Callable[[str], Any]]] = {
         "padding": _padding,
         "score_threshold": _score,
     },
+}
+# What they may tell, and what holds where they do not.
+DEFAULTS: Mapping[str, Mapping[str, tuple[Callable[[str], Any], Any]]] = {
+    "pose": {"flip_model": (str, ""), "flip": (_flag, False)},
 }
 
 
@@ -111,7 +123,7 @@ def detector_preset(metadata: ModelMetadata) -> DetectorPreset:
 
 def pose_preset(metadata: ModelMetadata) -> PosePreset:
     """Read a pose ensemble's parameters. Raises ModelNotFound naming the parameter that is missing or wrong."""
-    values = {name: read_parameter(metadata, "pose", name) for name in PARAMETERS["pose"]}
+    values = {name: read_parameter(metadata, "pose", name) for name in (*PARAMETERS["pose"], *DEFAULTS["pose"])}
     return PosePreset(
         name=metadata.name,
         skeleton=values["skeleton"],
@@ -120,18 +132,22 @@ def pose_preset(metadata: ModelMetadata) -> PosePreset:
         detector=values["detector"],
         padding=values["padding"],
         score_threshold=values["score_threshold"],
-        flip_model=metadata.parameters.get("flip_model") or None,
+        flip_model=values["flip_model"] or None,
+        flip=values["flip"] and bool(values["flip_model"]),
         version=max(metadata.versions, default=1),
     )
 
 
 def read_parameter(metadata: ModelMetadata, kind: str, name: str) -> Any:
-    """One of the PARAMETERS of a kind. Raises ModelNotFound naming what is missing or wrong."""
+    """One of the PARAMETERS or DEFAULTS of a kind. Raises ModelNotFound naming what is missing or wrong."""
     text = metadata.parameters.get(name)
+    read, default = DEFAULTS.get(kind, {}).get(name, (None, None))
+    if text is None and read is not None:
+        return default
     if text is None:
         raise ModelNotFound(f"model {metadata.name!r} has no parameter {name!r} in its config.pbtxt")
     try:
-        return PARAMETERS[kind][name](text)
+        return (read or PARAMETERS[kind][name])(text)
     except ValueError as error:
         raise ModelNotFound(f"model {metadata.name!r}: parameter {name} = {text[:100]!r}: {error}") from error
 
@@ -177,6 +193,12 @@ class Presets:
     def knows(self, name: str) -> bool:
         """Whether that model was found before."""
         return name in self._known
+
+    def rows_for_one(self, name: str, flip: bool | None) -> int:
+        """How often each person goes through the networks of that pose model."""
+        if flip is None and name in self._known:
+            flip = self._known[name][2].flip
+        return 2 if flip else 1
 
     def forget(self, name: str) -> None:
         """Take the model for one that is not there, when it cannot be found again."""

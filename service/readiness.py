@@ -151,7 +151,7 @@ async def rehearse(pipeline: PosePipeline, models: Models | None = None) -> dict
     took: dict[str, Stages] = {}
     for name in names:
         took[name] = Stages()
-        answer = await pipeline.run(pictures, PoseOptions(model=name), took[name], models=models)
+        answer = await pipeline.run(pictures, PoseOptions(model=name, flip=False), took[name], models=models)
         if answer.pose.flip_model:
             await pipeline.run(pictures[1:], PoseOptions(model=name, flip=True), models=models)
     return took

@@ -202,7 +202,8 @@ def _weigh(visit: Visit, service: Service, body: Body, headers: Sequence[ImageHe
     given = [len(picture.boxes) for picture in body.pictures if picture.boxes is not None]
     detected = len(body.pictures) - len(given)
     people = sum(given) + service.admission.expected_people(detected, options.max_people)
-    visit.weigh(detected, sum(header.pixels for header in headers), people, options.flip)
+    rows = service.pipeline.presets.rows_for_one(options.model, options.flip)
+    visit.weigh(detected, sum(header.pixels for header in headers), people, rows)
 
 
 def _learn(service: Service, body: Body, answer: Answer, usual: int) -> None:

@@ -187,6 +187,8 @@ async def _label(
     """Size, people over the box score, and their agreed joints [P, K, 3] of one picture."""
     image = await asyncio.to_thread(read_rgb, path)
     data = await asyncio.to_thread(path.read_bytes)
+    # Averages with the mirror image would agree with it.
+    options = options.model_copy(update={"flip": False})
     answer = read_document(await service.ask(Question(number, path), data, options), 0.0)
     people = answer.people.select(np.flatnonzero(answer.people.box_scores >= rule.box_score))
     size = (answer.width, answer.height)

@@ -40,7 +40,8 @@ class PeerPipeline:
         self._configs = configs
         self._pose = pose_preset(configs["pose"].metadata)
         self._detector = detector_preset(configs[self._pose.detector].metadata)
-        needed = {self._detector.name, *(step.model for step in configs[self._pose.name].steps)}
+        self._answering = (self._pose.flip_model or self._pose.name) if self._pose.flip else self._pose.name
+        needed = {self._detector.name, *(step.model for step in configs[self._answering].steps)}
         self._sessions = {
             name: onnxruntime.InferenceSession(str(configs[name].onnx), options, providers=["CPUExecutionProvider"])
             for name in needed
@@ -51,6 +52,7 @@ class PeerPipeline:
             score_threshold=self._pose.score_threshold,
             box_threshold=self._detector.box_threshold,
             fusion=(1.0,) * len(self._pose.radii),
+            flip=self._pose.flip,
         )
 
     def __call__(self, data: bytes) -> dict[str, Any]:
@@ -67,7 +69,7 @@ class PeerPipeline:
                 "crops": crops.pixels,
                 "fusion_weights": np.tile(self._weights, (len(crops.boxes), 1)),
             }
-            joints = self._run(self._configs[self._pose.name], inputs)["keypoints"]
+            joints = self._run(self._configs[self._answering], inputs)["keypoints"]
             people = answer_people(joints, crops, self._options, self._pose, stages, suppress=True)
         width, height = opened.pyramid.width, opened.pyramid.height
         info = coco.info(self._options, self._pose, "peer")

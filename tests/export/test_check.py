@@ -82,6 +82,7 @@ def test_a_good_repository(repository: Path) -> None:
         (replaced("pose/config.pbtxt", '"score_threshold"', '"threshold"'), "has no parameter 'score_threshold'"),
         (replaced("pose/config.pbtxt", '"0.3"', '"1.3"'), "parameter score_threshold = '1.3': a score is from 0 to 1"),
         (replaced("pose/config.pbtxt", '"pose_flip"', '"pose_flop"'), "flip_model names 'pose_flop', which is not in"),
+        (replaced("pose/config.pbtxt", '"flip_model"', '"flip"'), "parameter flip = 'pose_flip': true or false"),
         (replaced("pose/config.pbtxt", '"person_detector"', '"pose"'), "names 'pose', whose kind is not detector"),
         (replaced("pose/config.pbtxt", '"pose_fusion"', '"fusion"'), "step 2 names the model 'fusion', which is not"),
         (replaced("person_detector/config.pbtxt", '"128"', '"256"'), "'images' is uint8 [128, 128, 3]; by the"),

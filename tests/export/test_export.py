@@ -97,7 +97,7 @@ def exported(trunk: Path, detector_checkpoint: Path, tmp_path_factory: pytest.Te
         code, output = run(detector_checkpoint, *common)
         assert code == 0, output
         # In float32: joints of a random network have rivals so near that float16's rounding decides between some.
-        code, output = run(trunk, *common, "--precision", "fp32", "--score-threshold", "0.45")
+        code, output = run(trunk, *common, "--precision", "fp32", "--score-threshold", "0.45", "--flip")
     assert code == 0, output
     return Exported(folder, plans["plan_pose"], plans["plan_detector"])
 
@@ -128,6 +128,7 @@ def test_the_gateway_reads_its_presets_from_the_configs(repository: Path) -> Non
     assert pose.size == (64, 128)
     assert pose.radii == ("large", "medium", "small")
     assert (pose.flip_model, lsp.flip_model) == ("pose_flip", "pose_lsp14_flip")
+    assert pose.flip, "the option"
     assert pose.padding == 1.25
     assert pose.score_threshold == 0.45, "the option"
     detector = detector_preset(configs[pose.detector].metadata)

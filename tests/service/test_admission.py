@@ -90,16 +90,16 @@ async def test_bytes_pixels_and_people_of_all_together_are_bounded() -> None:
         with pytest.raises(Overloaded) as caught:
             second.hold_bytes(1)
         assert caught.value.reason == "queue-bytes"
-        first.weigh(pictures=1, pixels=600, people=5, flip=False)
+        first.weigh(pictures=1, pixels=600, people=5)
         with pytest.raises(Overloaded) as caught:
-            second.weigh(pictures=1, pixels=401, people=5, flip=False)
+            second.weigh(pictures=1, pixels=401, people=5)
         assert caught.value.reason == "queue-pixels"
         with pytest.raises(Overloaded) as caught:
-            second.weigh(pictures=1, pixels=400, people=6, flip=False)
+            second.weigh(pictures=1, pixels=400, people=6)
         assert caught.value.reason == "queue-people"
     nothing_is_left(admission)
     with admission.enter(one, deadline) as visit:
-        visit.weigh(pictures=9, pixels=10**9, people=100, flip=False)  # nothing else is there: it gets in
+        visit.weigh(pictures=9, pixels=10**9, people=100)  # nothing else is there: it gets in
     nothing_is_left(admission)
 
 
@@ -265,7 +265,7 @@ async def test_what_cannot_be_done_in_time_is_refused_at_once() -> None:
             assert caught.value.reason == "queue-deadline"
             assert "0.50 s left" in caught.value.detail
             with admission.enter(somebody, in_seconds(4)) as large, pytest.raises(Overloaded):
-                large.weigh(pictures=20, pixels=1, people=0, flip=False)
+                large.weigh(pictures=20, pixels=1, people=0)
     nothing_is_left(admission)
 
 

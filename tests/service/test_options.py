@@ -27,7 +27,7 @@ def test_defaults_are_the_documented_ones() -> None:
     assert (options.max_people, options.nms_iou, options.nms_oks) == (20, 0.6, 0.5)
     assert (options.nms_boxes, options.nms_poses) == ("hard", "hard")
     assert options.rescore is True
-    assert options.flip is False
+    assert options.flip is None
     assert options.format == "coco"
 
 

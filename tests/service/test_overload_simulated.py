@@ -104,7 +104,7 @@ async def flood(
         counts = began >= settle
         try:
             with admission.enter(callers[name], began + deadline) as visit:
-                visit.weigh(1, 300_000, admission.expected_people(1, 20), flip=False)
+                visit.weigh(1, 300_000, admission.expected_people(1, 20))
 
                 async def work() -> None:
                     async with visit.turn(Stages()):

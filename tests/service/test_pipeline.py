@@ -173,6 +173,18 @@ async def test_flip_asks_the_flip_ensemble(pipeline: PosePipeline, engine: FakeE
     assert [call.model for call in engine.calls] == ["person_detector", "pose_flip"]
 
 
+async def test_a_model_that_flips_by_default_may_be_told_not_to() -> None:
+    engine = card_engine(flip="true")
+    await engine.start()
+    pipeline = PosePipeline(engine, Settings(cpu_threads=1))
+    assert pipeline.presets.rows_for_one("pose", None) == 1, "it was not seen yet"
+    answers = [await pipeline.run([one(*CARDS)], PoseOptions(flip=flip)) for flip in (None, False, True)]
+    assert [answer.options.flip for answer in answers] == [True, False, True]
+    assert [call.model for call in engine.calls[1::2]] == ["pose_flip", "pose", "pose_flip"]
+    assert [pipeline.presets.rows_for_one("pose", flip) for flip in (None, False, True)] == [2, 1, 2]
+    pipeline.close()
+
+
 async def test_the_models_defaults_are_filled_in(pipeline: PosePipeline) -> None:
     options = (await pipeline.run([one()], PoseOptions())).options
     assert (options.score_threshold, options.box_threshold, options.fusion) == (0.3, 0.25, (1.0, 1.0))
