@@ -85,6 +85,7 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
         redoc_url=None,
     )
     app.state.service = service
+    app.include_router(routes.pose_router)  # routes are tried in turn
     app.include_router(routes.router)
     if settings.api_docs:
         app.include_router(api_page.router)

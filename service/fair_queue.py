@@ -23,6 +23,7 @@ class FairQueue(Generic[Caller, Item]):
 
     def __init__(self) -> None:
         self._lines: dict[Caller, deque[tuple[Item, float]]] = {}
+        self._work: dict[Caller, float] = {}  # of each line: the sum
         # Work given to each caller so far, on a common scale: `_clock` is where the caller served last began.
         self._given: dict[Caller, float] = {}
         self._clock = 0.0
@@ -36,8 +37,10 @@ class FairQueue(Generic[Caller, Item]):
         line = self._lines.get(caller)
         if line is None:
             line = self._lines[caller] = deque()
+            self._work[caller] = 0.0
             self._given[caller] = max(self._clock, self._given.get(caller, 0.0))
         line.append((item, work))
+        self._work[caller] += work
         self._length += 1
 
     def take(self) -> Item | None:
@@ -48,7 +51,7 @@ class FairQueue(Generic[Caller, Item]):
         item, work = self._lines[caller].popleft()
         self._clock = self._given[caller]
         self._given[caller] += work
-        self._left(caller)
+        self._left(caller, work)
         return item
 
     def remove(self, caller: Caller, item: Item) -> bool:
@@ -57,24 +60,25 @@ class FairQueue(Generic[Caller, Item]):
         for entry in line:
             if entry[0] == item:
                 line.remove(entry)
-                self._left(caller)
+                self._left(caller, entry[1])
                 return True
         return False
 
     def ahead(self, caller: Caller) -> float:
         """Work that is served before an item which this caller would append now."""
-        own = sum(work for _, work in self._lines.get(caller, ()))
+        own = self._work.get(caller, 0.0)
         # Each other line is given about as much as this one before its last item's turn comes, and one turn more.
         ahead = own
         for other, line in self._lines.items():
             if other != caller:
-                ahead += min(sum(work for _, work in line), own + line[0][1])
+                ahead += min(self._work[other], own + line[0][1])
         return ahead
 
-    def _left(self, caller: Caller) -> None:
+    def _left(self, caller: Caller, work: float) -> None:
         self._length -= 1
+        self._work[caller] -= work
         if not self._lines[caller]:
-            del self._lines[caller]
+            del self._lines[caller], self._work[caller]
             if not self._lines:
                 self._given.clear()
                 self._clock = 0.0

@@ -73,13 +73,18 @@ def problem_types() -> dict[str, tuple[str, int, str]]:
     return {kind.type: (kind.title, kind.status, inspect.getdoc(kind) or "") for kind in kinds}
 
 
-async def _service_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ServiceError)
+def answer_error(error: ServiceError, request: Request) -> Response:
+    """The answer for an error; the service's own go to the log too."""
     if error.status >= 500:
         known = {"request_id": record_of(request).request_id}
         path = quote(request.scope["path"])
         logger.warning("%s %s: %s", request.method, path, error.detail, extra={"fields": known})
     return problem(error, request)
+
+
+async def _service_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ServiceError)
+    return answer_error(error, request)
 
 
 async def _http_exception(request: Request, error: Exception) -> Response:

@@ -29,6 +29,7 @@ from service.image_header import ImageHeader
 from service.jpeg_header import ordinary_jpeg
 from service.options import PoseOptions, read_options
 from service.pipeline import FEW_PEOPLE, Answer
+from service.plain_route import PlainRoute
 from service.records import record_of
 from service.scenes import render_scene
 from service.stages import Stages
@@ -46,11 +47,11 @@ _PNG, _JPEG = "image/png", "image/jpeg"
 _SMALL_BODY = 256 * 1024
 
 
+pose_router = APIRouter(route_class=PlainRoute)
 router = APIRouter()
 
 
-# The first route, because routes are tried in turn; and no dependency, whose machinery takes longer than the key.
-@router.post(
+@pose_router.post(
     "/v1/pose",
     summary="Find the people of one or several pictures",
     openapi_extra=POSE_OPERATION,
