@@ -37,8 +37,6 @@ def configure(
     from export.configure import ConfigureRequest
     from export.configure import configure as run
 
-    if tensorrt and into is None:
-        raise typer.BadParameter("the embedded engine and servers without TensorRT read this repository: give --into")
     request = ConfigureRequest(
         repository=repository,
         into=into,

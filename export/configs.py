@@ -158,15 +158,15 @@ def pin(config: Any, version: int, parts: Mapping[str, int]) -> None:
 
 
 def accelerate(config: Any, accelerator: Accelerator) -> None:
-    """Switch TensorRT on for a network, FP16, with explicit profiles, in place.
+    """Switch TensorRT on for a network, with explicit profiles, in place.
 
-    Without profiles a new batch size would rebuild the engine for tens of seconds.
+    Without profiles a new batch size would rebuild the engine for tens of seconds. The precision is the graph's own,
+    as :mod:`export.accelerated` writes it: ``precision_mode`` FP16 would let TensorRT round softmax and coordinates.
     """
     rows = config.max_batch_size
     config.optimization.execution_accelerators.Clear()
     executor = config.optimization.execution_accelerators.gpu_execution_accelerator.add(name=_TENSORRT)
     for key, value in {
-        "precision_mode": "FP16",
         "max_workspace_size_bytes": str(accelerator.workspace),
         "trt_engine_cache_enable": "1",
         "trt_engine_cache_path": f"{accelerator.cache}/{config.name}",
@@ -177,6 +177,12 @@ def accelerate(config: Any, accelerator: Accelerator) -> None:
         "trt_profile_max_shapes": _profile(config, rows),
     }.items():
         executor.parameters[key] = value
+
+
+def is_accelerated(config: Any) -> bool:
+    """Whether a network's config switches TensorRT on."""
+    accelerators = config.optimization.execution_accelerators.gpu_execution_accelerator
+    return any(executor.name == _TENSORRT for executor in accelerators)
 
 
 def limit(config: Any, *, gpu_memory: int | None = None, threads: int | None = None) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from google.protobuf import text_format
 
+from export.accelerated import accelerate_graphs
 from export.checkpoints import ExportError
 from export.configs import NETWORK_QUEUE, Accelerator, accelerate, as_text, limit, pin, queue_of, read_config, serve
 from export.repository import CONFIG, KEEP_FILE, next_version, staging_folder, version_numbers
@@ -24,7 +25,7 @@ class ConfigureRequest:
     Attributes:
         repository: whose configs are read.
         into: a sibling repository to make, with copies of the graphs; None to rewrite the configs in place.
-        accelerator: TensorRT for the heavy networks; None leaves it as it is.
+        accelerator: TensorRT for the heavy networks, in a sibling only; None leaves it as it is.
         gpu_memory: most bytes of GPU memory that ONNX Runtime takes for each instance; None leaves it as it is.
         threads: of each network's run on a CPU; None leaves it as it is.
     """
@@ -45,6 +46,8 @@ def configure(request: ConfigureRequest) -> list[str]:
     Raises:
         ExportError: the repository cannot be read, written, or served with the new configs; it is as it was.
     """
+    if request.accelerator is not None and request.into is None:
+        raise ExportError("TensorRT's graphs are not those that other servers are best served with: give --into")
     with staging_folder(request.into or request.repository) as staged:
         work = staged / "models"
         try:
@@ -58,7 +61,7 @@ def configure(request: ConfigureRequest) -> list[str]:
                 raise ExportError(f"{request.into} is there already")
             else:
                 os.rename(work, request.into)
-        except (RepositoryError, text_format.ParseError, OSError) as error:
+        except (ExportError, RepositoryError, text_format.ParseError, OSError) as error:
             raise ExportError(str(error).replace(str(work), str(request.repository))) from error
     return changed
 
@@ -94,6 +97,7 @@ def _rewrite(path: Path, request: ConfigureRequest) -> bool:
         limit(config, gpu_memory=request.gpu_memory, threads=request.threads)
         if request.accelerator is not None and queue == NETWORK_QUEUE:
             accelerate(config, request.accelerator)
+            accelerate_graphs(path.parent, config)
     path.write_text(as_text(config), encoding="utf-8")
     return bool(config != before)
 

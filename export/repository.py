@@ -14,8 +14,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from export.accelerated import accelerate_graphs
 from export.checkpoints import ExportError
-from export.configs import ModelPlan, as_text, carry_over, config_text, pin, read_config
+from export.configs import ModelPlan, as_text, carry_over, config_text, is_accelerated, pin, read_config
 from export.undo import Undo, held, undo_interrupted
 from service.engines.base import ModelMetadata
 from service.engines.config import ENSEMBLE, RepositoryError, read_model, read_repository
@@ -146,6 +147,8 @@ def _finish_config(staged: Path, repository: Path, name: str) -> None:
         pin(config, version, parts)
     elif (repository / name / CONFIG).is_file():
         carry_over(read_config(repository / name / CONFIG), config)
+    if is_accelerated(config):
+        accelerate_graphs(staged / name, config)
     path.write_text(as_text(config), encoding="utf-8")
 
 

@@ -42,8 +42,6 @@ Result = TypeVar("Result")
 _RETRY_SECONDS = 0.25
 _RETRY_PAUSE = 0.05
 _CALL_SECONDS = 1.5
-# A server that answers no poll for so long, after it was given up, loses the calls that have no deadline.
-_SILENT_SECONDS = 10
 _NOTHING: Tensors = {}
 
 
@@ -76,12 +74,13 @@ class TritonEngine(Engine):
         self.transport = TransportStatistics()
         self.place = url
         self._regions = SharedRegions(_CALL_SECONDS)
-        self._server = TritonServer(url, self._regions.server_restarted, self._server_polled)
+        self._server = TritonServer(url, self._regions.server_restarted, self._server_polled, self._give_up)
         self._turns = asyncio.Semaphore(self.settings.concurrency)
         self._started = False
         self._closed = False
         self._cut = False
         self._in_flight = 0
+        self._calls: set[asyncio.Task[Any]] = set()
         self._idle = asyncio.Event()
 
     @property
@@ -242,6 +241,8 @@ class TritonEngine(Engine):
         while True:
             if self._cut:
                 raise EngineUnavailable("the engine is closed")
+            if self._server.silent:  # it may take the connection all the same, and would keep the call
+                raise EngineUnavailable(self._server.gone or f"{self._server.name} does not answer")
             left = None if deadline is None else deadline - clock()
             if left is not None and left <= 0:
                 raise DeadlineExceeded(f"model {model!r} did not answer in time")
@@ -255,7 +256,7 @@ class TritonEngine(Engine):
                     client_timeout=left,
                     headers=outgoing.get(),
                 )
-                return await (call if left is not None else self._while_server_lives(call))
+                return await self._while_server_lives(call)
             except asyncio.CancelledError:
                 if self._cut:  # not the caller went away, but the channel
                     raise EngineUnavailable("the engine is closed") from None
@@ -276,20 +277,23 @@ class TritonEngine(Engine):
             await asyncio.sleep(_RETRY_PAUSE)
 
     async def _while_server_lives(self, call: Coroutine[Any, Any, Result]) -> Result:
-        """The result of a call without a deadline, which a server that stands still must not keep for ever."""
+        """The result of a call, which a server that stands still must keep neither for its deadline nor for ever."""
         task = asyncio.ensure_future(call)
-        silent = 0
+        self._calls.add(task)
         try:
-            while not task.done():
-                await asyncio.wait((task,), timeout=1.0)
-                silent = silent + 1 if self._server.gone is not None else 0
-                if silent >= _SILENT_SECONDS and not task.done():
-                    raise EngineUnavailable(self._server.gone or f"{self._server.name} does not answer")
-            return task.result()
+            return await task
+        except asyncio.CancelledError:
+            if task not in self._calls:
+                raise EngineUnavailable(self._server.gone or f"{self._server.name} does not answer") from None
+            raise
         finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+            self._calls.discard(task)
+
+    def _give_up(self) -> None:
+        """End every call: the server answers nothing any more."""
+        calls, self._calls = self._calls, set()
+        for task in calls:
+            task.cancel()
 
     @asynccontextmanager
     async def _turn(self, model: str, deadline: float | None) -> AsyncIterator[None]:

@@ -19,7 +19,8 @@ class Catalogue:
     Attributes:
         models: those with a version that answers. An entry stays the same object while nothing about it changes.
         troubles: by name, why a model has no such version; models that were unloaded on purpose are left out.
-        refused: by name and version, why a version could not be loaded while an older one answers.
+        refused: by name and version, why a version could not be loaded while an older one answers; also while the
+            server tries it again.
         index: the server's own list, to see that nothing changed.
     """
 
@@ -51,14 +52,17 @@ async def read_catalogue(client: Any, timeout: float, server: str, known: Catalo
         return known
     versions: dict[str, list[int]] = {}
     troubles: dict[str, str] = {}
-    failed: list[tuple[str, int, str]] = []
+    failed: dict[tuple[str, int], str] = {}
     for entry in index.models:
         if entry.state == "READY":
             versions.setdefault(entry.name, []).append(int(entry.version))
         elif entry.state and entry.reason != "unloaded":
             troubles[entry.name] = entry.reason or entry.state.lower()
+            version = entry.name, int(entry.version or 0)
             if entry.state == "UNAVAILABLE" and entry.reason:
-                failed.append((entry.name, int(entry.version or 0), entry.reason))
+                failed[version] = entry.reason
+            elif before := known.refused.get(_title(*version)):
+                failed[version] = before  # with --model-control-mode=poll it is tried again each second
     answers = await asyncio.gather(
         *(client.get_model_config(name, client_timeout=timeout) for name in versions), return_exceptions=True
     )
@@ -72,9 +76,15 @@ async def read_catalogue(client: Any, timeout: float, server: str, known: Catalo
     return Catalogue(
         models=models,
         troubles={name: why for name, why in troubles.items() if name not in models},
-        refused={f"{name} version {number}": why for name, number, why in failed if _newer(number, models.get(name))},
+        refused={
+            _title(name, number): why for (name, number), why in failed.items() if _newer(number, models.get(name))
+        },
         index=index,
     )
+
+
+def _title(model: str, version: int) -> str:
+    return f"{model} version {version}"
 
 
 def _newer(version: int, model: ModelMetadata | None) -> bool:

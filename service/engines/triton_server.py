@@ -69,18 +69,31 @@ class TritonServer:
         client: tritonclient's; None before :meth:`connect`.
         catalogue: what is loaded, as far as known.
         gone: why the server cannot be asked now; None while it answers.
+        silent: it is there no more or stands still: polls get no answer at all, not even a refusal. What is under way
+            at a server that merely stops (``gone``) is still answered; at this one nothing is.
     """
 
-    def __init__(self, url: str, on_return: Callable[[], None], on_poll: Callable[[], Awaitable[None]]) -> None:
-        """``on_return`` is called when the server was gone and answers again, ``on_poll`` after every answered poll."""
+    def __init__(
+        self,
+        url: str,
+        on_return: Callable[[], None],
+        on_poll: Callable[[], Awaitable[None]],
+        on_silence: Callable[[], None],
+    ) -> None:
+        """``on_return`` is called when the server was gone and answers again, ``on_poll`` after every answered poll.
+
+        ``on_silence`` is called after each unanswered poll from the one that makes it ``silent``.
+        """
         self.name = f"Triton at {url}"
         self.local = url.startswith(_LOOPBACK)
         self.client: Any = None
         self.catalogue = Catalogue()
         self.gone: str | None = "the engine is not started"
+        self.silent = False
         self._url = url
         self._on_return = on_return
         self._on_poll = on_poll
+        self._on_silence = on_silence
         self._watch: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
         self._reading = asyncio.Lock()
@@ -147,7 +160,7 @@ class TritonServer:
             self.client = None
 
     async def _keep_watch(self) -> None:
-        missed, polls, since = 0, 0, time.monotonic()
+        missed, unanswered, polls, since = 0, 0, 0, time.monotonic()
         while True:
             woken = await self._pause()
             try:
@@ -165,8 +178,12 @@ class TritonServer:
                     logger.warning("%s", self.gone)
                 elif self.gone is not None:
                     self.gone = self._reason(error)
+                unanswered = unanswered + 1 if stuck else 0
+                self.silent = unanswered >= _MISSED_POLLS
+                if self.silent:
+                    self._on_silence()
                 continue
-            polls, missed = polls + 1, 0
+            polls, missed, unanswered, self.silent = polls + 1, 0, 0, False
             await self._on_poll()
             if self.gone is not None:
                 self.gone = None

@@ -19,7 +19,7 @@ import pytest
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 from deploy.triton.server import Ports
-from service.engines import triton, triton_memory
+from service.engines import triton, triton_memory, triton_server
 from service.engines.triton import TritonEngine, TritonSettings
 from service.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed, Overloaded, ServiceError
 
@@ -39,6 +39,8 @@ class Server(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.takes_regions = True
         self.regions: set[str] = set()
         self.width = 8192
+        self.stands_still = self.stopping = False
+        self.newest: list[Any] = []
 
     async def start(self) -> None:
         self._server = grpc.aio.server()
@@ -50,6 +52,10 @@ class Server(service_pb2_grpc.GRPCInferenceServiceServicer):
         await self._server.stop(None)
 
     async def ServerLive(self, request: Any, context: Any) -> Any:
+        if self.stopping:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "Server not ready")
+        while self.stands_still:
+            await asyncio.sleep(0.02)
         return service_pb2.ServerLiveResponse(live=True)
 
     async def ModelReady(self, request: Any, context: Any) -> Any:
@@ -57,7 +63,12 @@ class Server(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     async def RepositoryIndex(self, request: Any, context: Any) -> Any:
         entry = service_pb2.RepositoryIndexResponse.ModelIndex(name="m", version="1", state="READY")
-        return service_pb2.RepositoryIndexResponse(models=[entry])
+        return service_pb2.RepositoryIndexResponse(models=[entry, *self.newest])
+
+    def list_newest(self, state: str, reason: str = "") -> None:
+        """Version 2 in the list of models, beside version 1 that answers."""
+        entry = service_pb2.RepositoryIndexResponse.ModelIndex(name="m", version="2", state=state, reason=reason)
+        self.newest = [entry]
 
     async def ModelConfig(self, request: Any, context: Any) -> Any:
         one = {"name": "x", "data_type": "TYPE_FP32", "dims": [3, 8192]}
@@ -89,6 +100,8 @@ class Server(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.most_running = max(self.running, self.most_running)
         try:
             await asyncio.sleep(self.delay)
+            while self.stands_still:
+                await asyncio.sleep(0.02)
         finally:
             self.running -= 1
         if self.failures:
@@ -214,6 +227,80 @@ async def test_a_server_that_is_gone_is_told_within_a_second(
         assert time.monotonic() - began < 5
         await asyncio.sleep(0.05)
     await engine.infer("m", crops(1), timeout=20)
+
+
+@pytest.fixture
+def quick_polls(monkeypatch: pytest.MonkeyPatch) -> float:
+    """A watch that is ten times as quick; gives the seconds after which it calls a server silent, with room."""
+    monkeypatch.setattr(triton_server, "_POLL_SECONDS", 0.1)
+    monkeypatch.setattr(triton_server, "_ANSWER_SECONDS", 0.5)
+    return 5.0
+
+
+@pytest.mark.parametrize("timeout", [None, 60.0])
+async def test_a_server_that_answers_nothing_keeps_no_call(
+    quick_polls: float, engine: TritonEngine, server: Server, timeout: float | None
+) -> None:
+    """A host that is cut off, a process that stands still: nothing is refused, nothing comes. Then it goes on."""
+    server.stands_still = True
+    began = time.monotonic()
+    calls = [asyncio.ensure_future(engine.infer("m", crops(1), timeout=timeout)) for _ in range(40)]
+    outcomes = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 30)
+    assert time.monotonic() - began < quick_polls
+    assert {type(one) for one in outcomes} == {EngineUnavailable}
+    assert all("does not answer" in str(one) and server.address in str(one) for one in outcomes)
+    assert len(server.calls) == 32, "those that waited for their turn were not sent to it"
+    assert engine.transport.calls["m", "engine_unavailable"] == 40
+    server.stands_still = False
+    while engine.unavailable is not None:
+        assert time.monotonic() - began < 20
+        await asyncio.sleep(0.02)
+    inputs = crops(2)
+    np.testing.assert_array_equal((await engine.infer("m", inputs, timeout=timeout))["y"], inputs["x"])
+
+
+async def test_a_server_that_stops_finishes_what_it_has(
+    quick_polls: float, engine: TritonEngine, server: Server
+) -> None:
+    """It says that it is not ready any more; that is no silence."""
+    server.delay = 2.0
+    inputs = crops(1)
+    call = asyncio.ensure_future(engine.infer("m", inputs, timeout=60))
+    await asyncio.sleep(0.2)
+    server.stopping = True
+    while engine.unavailable is None:
+        await asyncio.sleep(0.02)
+    np.testing.assert_array_equal((await call)["y"], inputs["x"])
+
+
+async def test_a_version_that_is_tried_again_stays_refused(
+    quick_polls: float, engine: TritonEngine, server: Server
+) -> None:
+    """Under ``poll`` Triton tries a broken version each second, and calls it LOADING meanwhile."""
+    refused = "m version 2: no graph"
+
+    async def told(reason: str | None) -> None:
+        end = time.monotonic() + 20
+        while engine.refused != reason:
+            assert time.monotonic() < end, engine.refused
+            await asyncio.sleep(0.02)
+
+    server.list_newest("LOADING")
+    await asyncio.sleep(1)
+    assert engine.refused is None, "it may turn out well"
+    server.list_newest("UNAVAILABLE", "no graph")
+    await told(refused)
+    server.list_newest("LOADING")
+    end = time.monotonic() + 2
+    while time.monotonic() < end:
+        assert engine.refused == refused
+        await asyncio.sleep(0.02)
+    assert engine._server.catalogue.index.models[1].state == "LOADING", "the watch has seen it"
+    server.list_newest("UNAVAILABLE", "no graph either")
+    await told("m version 2: no graph either")
+    server.list_newest("READY")
+    await told(None)
+    assert (await engine.metadata("m")).versions == (1, 2)
 
 
 async def test_servers_of_one_name_share_the_calls_and_one_may_go(server: Server) -> None:
