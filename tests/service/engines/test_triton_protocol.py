@@ -250,7 +250,7 @@ async def test_a_server_that_answers_nothing_keeps_no_call(
     assert {type(one) for one in outcomes} == {EngineUnavailable}
     assert all("does not answer" in str(one) and server.address in str(one) for one in outcomes)
     assert len(server.calls) == 32, "those that waited for their turn were not sent to it"
-    assert engine.transport.calls["m", "engine_unavailable"] == 40
+    assert engine.transport.calls["m", "engine-unavailable"] == 40
     server.stands_still = False
     while engine.unavailable is not None:
         assert time.monotonic() - began < 20
