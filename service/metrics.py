@@ -6,6 +6,8 @@ Where several workers serve one port, each keeps its figures in files and a scra
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -44,6 +46,9 @@ REASONS = frozenset(
 )
 State = Literal["starting", "ready", "unready", "draining"]
 STATES: tuple[State, ...] = ("starting", "ready", "unready", "draining")
+# A scrape is milliseconds of the interpreter, and anybody may ask for one: at most a twentieth of its time goes there.
+_SCRAPE_REST = 20.0
+_MAX_REST_SECONDS = 1.0
 # How the figures of several processes make one; prometheus_client's own collector reads a single process.
 _PROCESS = {"process_start_time_seconds": "livemin", "process_max_fds": "livemin"}
 
@@ -57,6 +62,8 @@ class Metrics:
         self._admission: Admission | None = None
         self._engine: EngineMetrics | None = None
         self._state: Callable[[], State] | None = None
+        self._scrape: asyncio.Future[bytes] | None = None
+        self._stale_at = 0.0
         self._process = _ProcessMetrics(self.registry) if self._files else None
         if self._files is None:
             for collector in (GC_COLLECTOR, PLATFORM_COLLECTOR):
@@ -142,6 +149,23 @@ class Metrics:
     def text(self) -> bytes:
         """The exposition format that Prometheus scrapes, as of the last :meth:`refresh`. In any thread."""
         return generate_latest(self.registry) if self._files is None else self._files.text()
+
+    async def scrape(self) -> bytes:
+        """:meth:`text` for whoever asks: one is made at a time, and is given to all who come while it is fresh.
+
+        Fresh for twenty times as long as it took to make, a second at most.
+        """
+        if self._scrape is None or (self._scrape.done() and time.monotonic() >= self._stale_at):
+            self.refresh()
+            self._scrape = asyncio.ensure_future(self._make())
+        return await asyncio.shield(self._scrape)  # the next one wants it when this caller has gone
+
+    async def _make(self) -> bytes:
+        started = time.monotonic()
+        text = await asyncio.to_thread(self.text)  # of several workers: milliseconds, and a lock that others may have
+        ended = time.monotonic()
+        self._stale_at = ended + min(_MAX_REST_SECONDS, _SCRAPE_REST * (ended - started))
+        return text
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"tritonpose_{name}", text, labels, registry=self.registry)

@@ -102,6 +102,7 @@ class Supervisor:
             self._hear(worker)
         for worker in [one for one in self._workers if one.process.exitcode is not None]:
             self._bury(worker)
+        self._files.settle()
         while self._signals:
             self._obey(self._signals.popleft())
         if self._ending is not None:

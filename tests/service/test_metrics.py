@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -138,6 +140,36 @@ def test_the_version_that_answers_is_the_one_with_a_1() -> None:
     assert 'tritonpose_updates_total{outcome="taken"} 1.0' in text
     assert 'tritonpose_updates_total{outcome="refused"} 1.0' in text
     assert "tritonpose_update_refused 1.0" in text
+
+
+async def test_a_crowd_of_scrapes_costs_as_much_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anybody may ask; what each costs is the interpreter's time, which requests need."""
+    metrics, made = Metrics(), 0
+
+    def slow() -> bytes:
+        nonlocal made
+        made += 1
+        time.sleep(0.1)
+        return f"text {made}".encode()
+
+    monkeypatch.setattr(metrics, "text", slow)
+    first = asyncio.ensure_future(metrics.scrape())
+    await asyncio.sleep(0.01)
+    first.cancel()  # this caller goes, the others want it still
+    texts = await asyncio.gather(*(metrics.scrape() for _ in range(50)))
+    assert (set(texts), made) == ({b"text 1"}, 1)
+    assert await metrics.scrape() == b"text 1"
+    await asyncio.sleep(1.05)
+    assert await metrics.scrape() == b"text 2"
+
+
+async def test_one_scrape_that_fails_is_not_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = Metrics()
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics, "text", lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            await metrics.scrape()
+    assert b"tritonpose_ready" in await metrics.scrape()
 
 
 @pytest.mark.slow

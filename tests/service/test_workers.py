@@ -6,6 +6,7 @@ would show one worker's figures as if they were all.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
@@ -75,6 +76,7 @@ class Callers:
 @pytest.mark.slow
 def test_killed_and_hanging_workers_are_replaced_while_the_other_answers(pair: Running) -> None:
     httpx.post(f"{pair.address}/v1/pose", files={"image": PHOTO}, timeout=30).raise_for_status()
+    time.sleep(1)  # a scrape may show what was a second ago
     answered = 'tritonpose_requests_total{route="/v1/pose",status="200"}'
     assert pair.metric(answered) == 1
     first, second = pair.workers()
@@ -101,6 +103,7 @@ def test_a_restart_of_all_workers_loses_no_request(pair: Running) -> None:
         pair.process.send_signal(signal.SIGHUP)
         pair.wait_for(lambda: pair.metric('tritonpose_worker_ends_total{reason="restarted"}') == 2)
         pair.wait_for(lambda: pair.metric('tritonpose_workers{state="ready"}') == 2)
+    time.sleep(1)
     assert not before & set(pair.workers())
     assert len(callers.statuses) > 10
     assert set(callers.statuses) == {200}
@@ -160,3 +163,23 @@ def test_what_workers_have_counted_outlives_them(tmp_path: Path) -> None:
     assert b"asked_total 12.0" in files.text() and b"waiting 7.0" in files.text()
     assert b'replaced_total{reason="died"} 2.0' in files.text()
     assert sorted(path.name for path in tmp_path.glob("*_[12].db")) == []
+
+
+def test_a_scrape_that_does_not_end_does_not_keep_the_supervisor(tmp_path: Path) -> None:
+    """Anybody may scrape, and a worker that hangs may do so in the middle of a scrape; nothing is lost meanwhile."""
+    files = MetricFiles(tmp_path)
+    with (tmp_path / "lock").open("w") as scrape:
+        fcntl.flock(scrape, fcntl.LOCK_SH)
+
+        def end_two() -> None:
+            files.retire(1)
+            files.count("replaced", "Replaced.", reason="died")
+            files.count("replaced", "Replaced.", reason="died")
+
+        supervisor = threading.Thread(target=end_two, daemon=True)
+        supervisor.start()
+        supervisor.join(5)
+        assert not supervisor.is_alive()
+        assert not files.settle()
+    assert files.settle()
+    assert b'replaced_total{reason="died"} 2.0' in files.text()
