@@ -16,6 +16,13 @@ Suppression = Literal["hard", "soft", "soft_linear"]
 
 _MAX_WEIGHT = 8.0
 
+# Of one request, over query and body: there are a dozen options, each a short text, a number or a few numbers.
+MAX_OPTIONS = 32
+MAX_NAME = 64
+MAX_VALUE = 1000
+# No longer name is like one of ours; comparing a name with all of them takes 30 us, and grows with its length.
+_LONGEST_TYPO = 32
+
 
 def _weights(value: object) -> object:
     if isinstance(value, str):
@@ -92,18 +99,18 @@ def read_options(given: Iterable[tuple[str, object]], defaults: PoseOptions | No
         defaults: values of the options that are not given; :class:`PoseOptions`' own when None.
 
     Raises:
-        InvalidOption: names every option that is unknown, given twice or out of range.
+        InvalidOption: names every option that is unknown, given twice or out of range; or they are too many or long.
     """
     values: dict[str, object] = {}
     wrong: list[str] = []
-    for name, value in given:
+    for name, value in _bounded(given):
         if name in values:
             wrong.append(f"{name}: given twice")
         values[name] = value
     for name in values:
         if name not in PoseOptions.model_fields:
-            close = difflib.get_close_matches(name, PoseOptions.model_fields, n=1)
-            wrong.append(f"{name[:50]}: unknown option" + (f"; did you mean {close[0]}?" if close else ""))
+            close = difflib.get_close_matches(name, PoseOptions.model_fields, n=1) if len(name) <= _LONGEST_TYPO else ()
+            wrong.append(f"{name}: unknown option" + (f"; did you mean {close[0]}?" if close else ""))
     if wrong:
         raise InvalidOption("; ".join(wrong))
     if defaults is not None:
@@ -114,6 +121,29 @@ def read_options(given: Iterable[tuple[str, object]], defaults: PoseOptions | No
         return PoseOptions.model_validate(values)
     except ValidationError as error:
         raise InvalidOption("; ".join(_explain(values, error))) from None
+
+
+def _bounded(given: Iterable[tuple[str, object]]) -> list[tuple[str, object]]:
+    """The pairs, when they are few and short: this runs on the event loop, and JSON brings 60 MB of them."""
+    pairs = list(given)
+    if len(pairs) > MAX_OPTIONS:
+        raise InvalidOption(f"{len(pairs)} options; at most {MAX_OPTIONS} are read")
+    for name, value in pairs:
+        if len(name) > MAX_NAME:
+            raise InvalidOption(f"{name[:50]}...: an option's name of {len(name)} characters; at most {MAX_NAME}")
+        parts = value if isinstance(value, list) else (value,)
+        if len(parts) > MAX_OPTIONS or not all(_short(part) for part in parts):
+            raise InvalidOption(
+                f"{name}: a text of at most {MAX_VALUE} characters, a number, true, false, null or a list of at most "
+                f"{MAX_OPTIONS} of these is expected"
+            )
+    return pairs
+
+
+def _short(value: object) -> bool:
+    if isinstance(value, str):
+        return len(value) <= MAX_VALUE
+    return value is None or isinstance(value, int | float)
 
 
 def _explain(values: dict[str, object], error: ValidationError) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import pytest
 
@@ -77,3 +78,28 @@ def test_the_settings_model_is_a_default_only() -> None:
     defaults = PoseOptions(model="pose_small")
     assert read_options([], defaults).model == "pose_small"
     assert read_options([("model", "pose")], defaults).model == "pose"
+
+
+def test_names_and_values_without_end_are_refused_at_once() -> None:
+    """Options are read on the event loop: comparing a name of 3 MB with ours stopped everybody for half a second."""
+    long, many = "x" * 3_000_000, [(f"option_{n}", "1") for n in range(20_000)]
+    nested = [["1"] * 100_000]
+    hostile = ([(long, 1)], [("max_people", long)], [("fusion", ["1"] * 100_000)], [("fusion", nested)],
+               [("model", {long: nested})], many, [(long, 1), (long, 1)])  # fmt: skip
+    for given in hostile:
+        started = time.thread_time()
+        with pytest.raises(InvalidOption) as caught:
+            read_options(given)
+        assert time.thread_time() - started < 0.05
+        assert len(caught.value.detail) < 500
+    likely = [(f"max_peopl{n}" + "e" * 50, "1") for n in range(32)]
+    with pytest.raises(InvalidOption) as caught:
+        read_options(likely)
+    assert len(caught.value.detail) < 5000
+
+
+@pytest.mark.parametrize("name", ["max_people", "score_threshold", "fusion"])
+def test_a_number_of_thousands_of_digits_is_out_of_range(name: str) -> None:
+    for value in (10**4000, -(10**4000), [10**4000, 1, 1]):
+        with pytest.raises(InvalidOption, match=name):
+            read_options([(name, value)])

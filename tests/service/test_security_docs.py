@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from service import bodies, connections, image_header
+from service import bodies, connections, image_header, options
 from service.safe_headers import DEFAULTS
 from service.settings import Settings
 
@@ -39,6 +39,7 @@ def test_fixed_bounds_are_those_in_the_code() -> None:
     assert f"{bodies._MAX_FIELDS} fields of {bodies._MAX_FIELD_BYTES} bytes" in LIMITS
     assert f"{bodies._MAX_PART_HEADERS} headers of {bodies._MAX_PART_HEADER_BYTES // 1024} KiB" in LIMITS
     assert f"{bodies._MAX_JSON_MARKS:,}" in LIMITS
+    assert f"{options.MAX_OPTIONS}; {options.MAX_NAME} characters; {options.MAX_VALUE} characters or" in LIMITS
     assert f"| scans of a progressive JPEG | {image_header._MAX_SCANS} |" in LIMITS
     assert f"100; {bodies.MAX_BOXES} |" in LIMITS
 
