@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,60 @@ def load_matching(network: nn.Module, path: Path) -> tuple[int, int]:
         raise InitialisationError(f"{path}: no tensor fits the network")
     network.load_state_dict(fitting, strict=False)
     return len(fitting), len(own)
+
+
+def load_wider(network: nn.Module, path: Path) -> tuple[int, int]:
+    """Start from a checkpoint of the same network with fewer channels, which computes the same (Chen et al. 2016).
+
+    Each channel of the narrow network is there once or more; what reads it gets its weights in random parts, another
+    split for each output, or the copies would learn the same for ever. Exact for networks that add features
+    (residual ones); those that concatenate channels of several sources come out changed.
+
+    Returns:
+        how many tensors the checkpoint gave, and how many the network has.
+
+    Raises:
+        InitialisationError: not a checkpoint; another network, one with more channels, or with grouped convolutions.
+    """
+    saved = _read(path)
+    weights = saved.get("weights", saved.get("ema"))
+    if not isinstance(weights, Mapping):
+        raise InitialisationError(f"{path}: no pose checkpoint, it holds {', '.join(map(str, list(saved)[:5]))}")
+    own = network.state_dict()
+    if missing := sorted(own.keys() - weights.keys()):
+        raise InitialisationError(f"{path}: lacks {len(missing)} of {len(own)} tensors, {missing[0]} for one")
+    reads = dict(_read_axes(network, path))
+    wide = {name: _widen(name, weights[name], tensor.shape, reads.get(name), path) for name, tensor in own.items()}
+    network.load_state_dict(wide)
+    return len(wide), len(own)
+
+
+def _read_axes(network: nn.Module, path: Path) -> Iterator[tuple[str, int]]:
+    """Names of the weights that read channels, and along which axis."""
+    for name, module in network.named_modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            if module.groups != 1:
+                raise InitialisationError(f"{path}: {name} has {module.groups} groups: it cannot be widened")
+            yield f"{name}.weight", 0 if isinstance(module, nn.ConvTranspose2d) else 1
+
+
+def _widen(name: str, narrow: Tensor, shape: torch.Size, read: int | None, path: Path) -> Tensor:
+    same_form = narrow.ndim == len(shape) and narrow.shape[2:] == shape[2:]
+    if not same_form or any(had > wanted for had, wanted in zip(narrow.shape, shape, strict=True)):
+        raise InitialisationError(f"{path}: {name} is {list(narrow.shape)}, which cannot become {list(shape)}")
+    wide = narrow
+    # Kernels keep their sides; scalars (the batches that a normalisation has seen) have no axis.
+    for axis, wanted in enumerate(shape[:2]):
+        wide = wide.index_select(axis, torch.arange(wanted) % narrow.shape[axis])
+    if read is None or narrow.shape[read] == shape[read]:
+        return wide
+    # Parts of one: random for each pair of channels, the same for all places of the kernel.
+    parts = torch.rand(shape[:2]) + 0.5
+    original = torch.arange(shape[read]) % narrow.shape[read]
+    size = [shape[0], shape[1]]
+    size[read] = narrow.shape[read]
+    sums = torch.zeros(size).index_add_(read, original, parts)
+    return wide * (parts / sums.index_select(read, original))[..., None, None]
 
 
 def load_backbones(network: nn.Module, path: Path) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from training.datasets.patches import Patches, cut_patches
 from training.datasets.reading import read_set
 from training.datasets.union import PoseSample, pose_samples
 from training.held_out import HeldOut, held_out_oks, predict_crops
-from training.initialisation import gaussian_, load_backbones, load_matching
+from training.initialisation import gaussian_, load_backbones, load_matching, load_wider
 from training.networks.base import PoseNet
 from training.pose_recipe import PoseRecipe
 from training.processes import make_fabric
@@ -102,7 +102,8 @@ def _fresh_network(recipe: PoseRecipe, *, starting: bool) -> PoseNet:
         loaded, total = load_backbones(network, recipe.init_backbone)
         console.print(f"backbones start from {recipe.init_backbone}: {loaded} of {total} tensors")
     if starting and recipe.init:
-        loaded, total = load_matching(network, recipe.init)
+        load = load_wider if recipe.init_wider else load_matching
+        loaded, total = load(network, recipe.init)
         console.print(f"initialised {loaded} of {total} tensors from {recipe.init}")
     return network
 

@@ -69,6 +69,9 @@ class PoseRecipe(Strict):
         None, ge=0, description="deviation of first weights in units of sqrt(1 / fan_in); null: as the network's paper"
     )
     init: DataPath | None = Field(None, description="pose checkpoint to start from, matched by name and shape")
+    init_wider: bool = Field(
+        False, description="`init` has fewer channels: they are copied so that the network computes the same"
+    )
     init_backbone: DataPath | None = Field(
         None, description="ImageNet weights of a ResNet (a torchvision state dict) for the backbone of every stage"
     )
@@ -95,6 +98,8 @@ class PoseRecipe(Strict):
 
     @model_validator(mode="after")
     def _fits(self) -> PoseRecipe:
+        if self.init_wider and self.init is None:
+            raise ValueError("init_wider: init names no narrower network")
         multiple = self.network.multiple
         for width, height in (self.size, *((small.width, small.height) for small in self.progressive)):
             if width % multiple or height % multiple:

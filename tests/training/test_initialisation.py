@@ -9,10 +9,11 @@ import torch
 from torch import nn
 from torchvision.models import resnet50
 
-from training.initialisation import InitialisationError, gaussian_, load_backbones, load_matching
+from training.initialisation import InitialisationError, gaussian_, load_backbones, load_matching, load_wider
 from training.networks.base import PoseNet, Unit
 from training.networks.hourglass import HourglassConfig
 from training.networks.registry import NETWORKS
+from training.networks.simple_baseline import SimpleBaselineConfig
 
 SLIM = HourglassConfig(stacks=1, width=16, dense=True)
 
@@ -51,6 +52,60 @@ def test_a_checkpoint_is_matched_by_name_and_shape(tmp_path: Path) -> None:
         load_matching(same, tmp_path / "broken.pt")
     with pytest.raises(InitialisationError, match=r"nowhere\.pt"):
         load_matching(same, tmp_path / "nowhere.pt")
+
+
+def baseline(width: int, joints: int = 17) -> PoseNet:
+    config = SimpleBaselineConfig(backbone="light", width=width, deconv_channels=3 * width)
+    return config.build(joints, ["large", "small"])
+
+
+def trained(network: PoseNet) -> PoseNet:
+    """Weights and statistics of normalisation that are not those of the start."""
+    torch.manual_seed(3)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.2)
+            nn.init.normal_(module.running_mean, std=0.3)  # type: ignore[arg-type]
+            nn.init.uniform_(module.running_var, 0.5, 2)  # type: ignore[arg-type]
+    nn.init.normal_(network.output.weight, std=0.1)  # type: ignore[arg-type, union-attr]
+    return network
+
+
+@pytest.mark.parametrize("width", [12, 16, 20])
+def test_a_wider_network_begins_as_the_narrow_one_and_its_copies_part(width: int, tmp_path: Path) -> None:
+    narrow = trained(baseline(8)).eval()
+    torch.save({"kind": "pose", "recipe": {}, "weights": narrow.state_dict()}, tmp_path / "model.pt")
+    wide = baseline(width)
+    count = len(wide.state_dict())
+    assert load_wider(wide, tmp_path / "model.pt") == (count, count)
+    images = torch.randn(2, 3, 64, 32)
+    with torch.no_grad():
+        expected, found = narrow(images)[-1], wide.eval()(images)[-1]
+    assert torch.allclose(found, expected, atol=1e-4 * float(expected.abs().max()))
+    # One step on any loss: a channel and its copy must not stay the same.
+    wide.train()
+    wide(images)[-1].square().mean().backward()
+    gradient = wide.output.weight.grad  # type: ignore[union-attr]
+    first = wide.deconvs[0].weight.grad  # type: ignore[index, union-attr]
+    assert isinstance(gradient, torch.Tensor)
+    assert isinstance(first, torch.Tensor)
+    assert not torch.allclose(first[:, 0], first[:, 24], rtol=1e-2), "channel 24 is the copy of channel 0"
+
+
+def test_only_a_narrower_network_of_the_same_kind_is_widened(tmp_path: Path) -> None:
+    torch.save({"weights": baseline(16).state_dict()}, tmp_path / "wide.pt")
+    with pytest.raises(InitialisationError, match=r"wide\.pt: .* cannot become"):
+        load_wider(baseline(8), tmp_path / "wide.pt")
+    torch.save({"weights": SLIM.build(17, ["medium"]).state_dict()}, tmp_path / "other.pt")
+    with pytest.raises(InitialisationError, match=r"other\.pt: lacks"):
+        load_wider(baseline(16), tmp_path / "other.pt")
+    grouped = nn.Sequential(nn.Conv2d(8, 8, 3, groups=8))
+    torch.save({"weights": grouped.state_dict()}, tmp_path / "grouped.pt")
+    with pytest.raises(InitialisationError, match="groups"):
+        load_wider(grouped, tmp_path / "grouped.pt")
+    with pytest.raises(InitialisationError, match=r"nowhere\.pt"):
+        load_wider(grouped, tmp_path / "nowhere.pt")
 
 
 class _TwoStages(PoseNet):
