@@ -9,18 +9,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import math
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from service.errors import HeadTooLarge, RateLimited, RequestTimeout, ServiceError
+from service.errors import HeadTooLarge, InvalidRequest, RateLimited, RequestTimeout, ServiceError
 from service.problems import MEDIA_TYPE, problem_document
+from service.safe_headers import DEFAULTS
 from service.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 # Request line and headers together: browsers and proxies send 1 to 8 kB, and no option of ours is long.
 MAX_HEAD_BYTES = 32 * 1024
 MAX_HEADERS = 100
+# Answers that callers have yet to take, of all connections: ten drawn pictures of the largest kind.
+MAX_UNSENT_BYTES = 256 * 2**20
 # Open files that are no connections of callers: libraries, models, Triton, pipes, and some.
 _OTHER_FILES = 512
 
@@ -29,10 +38,12 @@ class BoundedProtocol(HttpToolsProtocol):
     """uvicorn's HTTP/1.1 protocol with bounds; :func:`connection_options` fills in the service's own.
 
     Attributes:
-        most: connections at a time; one more is told so and closed.
+        most: connections at a time; for one more an idle one is closed, or it is told so and closed.
         head_seconds: for a request's head, from its first byte or the connection's start.
         rest_seconds: for what still comes of a body when the answer is out already.
-        write_seconds: for a caller to take some of an answer.
+        write_seconds: for a caller to take an answer, and as many more as it takes at ``write_rate``.
+        write_rate: bytes a second; 2 Mbit/s are a poor mobile connection.
+        most_unsent: bytes of answers that callers have yet to take; beyond, the slowest of them is let go.
         rejected: is told the reason of each refusal, which no request's record has.
     """
 
@@ -40,6 +51,8 @@ class BoundedProtocol(HttpToolsProtocol):
     head_seconds = 15.0
     rest_seconds = 30.0
     write_seconds = 60.0
+    write_rate = 256e3
+    most_unsent = MAX_UNSENT_BYTES
     rejected: Callable[[str], None] = staticmethod(lambda reason: None)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -49,11 +62,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self._head_bytes = self._header_count = 0
         self._patience: asyncio.TimerHandle | None = None
         self._writing: asyncio.TimerHandle | None = None
-        self._unsent = 0
-        if len(self.connections) > self.most:
-            self._refuse(
-                RateLimited(f"more than {self.most} connections are open", retry_after=1, reason="connections")
-            )
+        self._quiet_since = self._writing_since = self.loop.time()
+        if len(self.connections) > self.most and not self._make_room():
+            self._refuse(self._too_many())
             return
         self._patience = self.loop.call_later(self.head_seconds, self._head_is_late)
 
@@ -74,7 +85,13 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._in_head:
             self._begun = True
             self._head_bytes += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            pass  # to what no route of ours speaks; the request is answered as it stands
+        except httptools.HttpParserError as error:
+            self._unreadable(error)
         # The parser calls back once a line is whole: a line without end shows here alone.
         if self._in_head and self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self._refuse(HeadTooLarge(f"more than {MAX_HEAD_BYTES} bytes of request line and headers"))
@@ -112,10 +129,23 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.cycle is not None and not self.transport.is_closing():
             super().on_message_complete()
 
+    def on_response_complete(self) -> None:
+        """The answer is out; from now on the connection is idle."""
+        self._quiet_since = self.loop.time()
+        super().on_response_complete()
+
     def pause_writing(self) -> None:
-        """The caller reads more slowly than we write: some of it must go within ``write_seconds``."""
+        """The caller reads more slowly than we write: it has its time, or less where too much waits to be read."""
         super().pause_writing()
-        self._watch_writing()
+        self._writing_since = self.loop.time()
+        seconds = self.write_seconds + self.transport.get_write_buffer_size() / self.write_rate
+        self._writing = self.loop.call_later(seconds, self.transport.abort)
+        waiting = [one for one in self._others() if one._writing is not None]
+        unsent = sum(one.transport.get_write_buffer_size() for one in (self, *waiting))
+        if waiting and unsent > self.most_unsent:
+            self.rejected("connections")
+            slowest = min(waiting, key=lambda one: one._writing_since)
+            self.loop.call_soon(slowest.transport.abort)
 
     def resume_writing(self) -> None:
         """The caller has taken nearly all of it."""
@@ -124,15 +154,49 @@ class BoundedProtocol(HttpToolsProtocol):
             self._writing.cancel()
             self._writing = None
 
-    def _watch_writing(self) -> None:
-        self._unsent = self.transport.get_write_buffer_size()
-        self._writing = self.loop.call_later(self.write_seconds, self._writing_stands)
+    def _make_room(self) -> bool:
+        """Close a connection on which no request is, of the address that has most of those: the longest so.
 
-    def _writing_stands(self) -> None:
-        if self.transport.get_write_buffer_size() < self._unsent:
-            self._watch_writing()
+        An answer that still leaves is flushed first. False when there is none.
+        """
+        quiet, long_ago = [], self.loop.time() - self.write_seconds
+        for one in self._others():
+            if one.transport.is_closing():
+                if one._quiet_since < long_ago:  # its caller never takes what would be flushed
+                    one.transport.abort()
+                    return True
+            elif one._writing is None and (one.cycle is None or one.cycle.response_complete):
+                quiet.append(one)
+        if not quiet:
+            return False
+        held = Counter(one._address for one in quiet)
+        gone = min(quiet, key=lambda one: (-held[one._address], one._quiet_since))
+        if gone._in_head and gone._begun:
+            gone._refuse(self._too_many())
         else:
-            self.transport.abort()
+            gone._stop_waiting()
+            gone.transport.close()
+        return True
+
+    def _others(self) -> list[BoundedProtocol]:
+        return [one for one in self.connections if isinstance(one, BoundedProtocol) and one is not self]
+
+    @property
+    def _address(self) -> str:
+        return self.client[0] if self.client else ""
+
+    def _too_many(self) -> RateLimited:
+        return RateLimited(f"more than {self.most} connections are open", retry_after=1, reason="connections")
+
+    def _unreadable(self, error: httptools.HttpParserError) -> None:
+        """What came is no HTTP: uvicorn's own answer is no problem document, and a line of the log for each."""
+        if self.transport.is_closing():
+            return
+        if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
+            self.transport.abort()  # in the middle of an answer nothing else can be told
+        else:
+            logger.debug("a request that is not HTTP", exc_info=error)
+            self._refuse(InvalidRequest(f"the request is not HTTP/1.1 as it should be: {error}"[:300]))
 
     def _head_is_late(self) -> None:
         self._patience = None
@@ -156,13 +220,11 @@ class BoundedProtocol(HttpToolsProtocol):
         self._stop_waiting()
         self.rejected(error.reason)
         body = problem_document(error)
-        head = [
-            STATUS_LINE[error.status],
-            f"content-type: {MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\n".encode(),
-            b"cache-control: no-store\r\nx-content-type-options: nosniff\r\nconnection: close\r\n",
-        ]
+        head = [STATUS_LINE[error.status]]
+        headers = {**DEFAULTS, "Content-Type": MEDIA_TYPE, "Content-Length": len(body), "Connection": "close"}
         if error.retry_after is not None:
-            head.append(f"retry-after: {error.retry_after:.0f}\r\n".encode())
+            headers["Retry-After"] = math.ceil(error.retry_after)
+        head += [f"{name.lower()}: {value}\r\n".encode() for name, value in headers.items()]
         self.transport.write(b"".join([*head, b"\r\n", body]))
         self.transport.close()
 

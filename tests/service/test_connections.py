@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import subprocess
@@ -14,7 +15,9 @@ from collections.abc import AsyncIterator
 import httpx
 import numpy as np
 import pytest
+import uvicorn
 from fastapi import FastAPI
+from starlette.types import Receive, Scope, Send
 
 from service import connections
 from service.connections import MAX_HEAD_BYTES, MAX_HEADERS
@@ -74,7 +77,7 @@ async def test_a_head_that_trickles_is_cut_off(port: int) -> None:
             await asyncio.sleep(0.05)
 
     trickling = asyncio.ensure_future(trickle())
-    answer = await asyncio.wait_for(reader.read(), 20)
+    answer = await asyncio.wait_for(reader.readuntil(b"}"), 20)  # what trickles on resets the connection
     trickling.cancel()
     writer.close()
     assert time.monotonic() - started < 10
@@ -94,16 +97,63 @@ async def test_a_connection_that_says_nothing_is_closed(port: int) -> None:
     assert await talk(port, b"") == b""
 
 
-async def test_one_connection_more_than_may_be_is_told_so(port: int) -> None:
-    held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(SETTINGS.max_connections)]
-    await asyncio.sleep(0.05)
-    refused = await talk(port, b"")
-    assert problem_type(refused) == "/problems/rate-limited"
-    assert b"retry-after: 1" in refused
-    for _, writer in held:
-        writer.close()
-    await asyncio.sleep(0.1)
-    await is_well(port)
+async def test_one_connection_more_than_may_be_is_told_so() -> None:
+    """Those that have a request are not given up for it."""
+    async with serving(SETTINGS.model_copy(update={"body_seconds": 30.0})) as (_, port):
+        held = [await asyncio.open_connection("127.0.0.1", port) for _ in range(SETTINGS.max_connections)]
+        for _, writer in held:
+            writer.write(b"POST /v1/pose HTTP/1.1\r\nHost: h\r\nContent-Type: image/png\r\nContent-Length: 9\r\n\r\n")
+        await asyncio.sleep(0.2)
+        refused = await talk(port, b"")
+        assert problem_type(refused) == "/problems/rate-limited"
+        assert b"retry-after: 1" in refused and b"content-security-policy: default-src 'none'" in refused
+        for _, writer in held:
+            writer.close()
+        await asyncio.sleep(0.1)
+        await is_well(port)
+
+
+async def test_connections_without_a_request_make_room_the_longest_idle_first() -> None:
+    """One caller who opens all there may be would make the liveness probe fail, and the service be restarted."""
+    async with serving(SETTINGS.model_copy(update={"head_seconds": 30.0})) as (_, port):
+        held = []
+        for number in range(SETTINGS.max_connections):
+            held.append(await asyncio.open_connection("127.0.0.1", port))
+            if number == 0:  # a request has been answered on it: it is idle since then, and not since it was opened
+                await asyncio.sleep(0.05)
+            if number == 2:
+                held[1][1].write(GET[:30])
+                held[0][1].write(GET + b"\r\n")
+                await held[0][0].readuntil(b'"}')
+        held.append(await asyncio.open_connection("127.0.0.1", port))
+        cut = await asyncio.wait_for(held[1][0].read(), 10)
+        assert problem_type(cut) == "/problems/rate-limited", "it had begun, and is told"
+        await is_well(port)
+        assert await asyncio.wait_for(held[2][0].read(), 10) == b"", "it had not, and is closed"
+        assert not any(reader.at_eof() for reader, _ in (held[0], *held[3:]))
+        for _, writer in held:
+            writer.close()
+
+
+async def test_what_is_no_http_is_answered_as_every_error_is(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """And costs no line of the log, which anybody could fill."""
+    async with serving(SETTINGS) as (app, port):
+        for data in (
+            b"\x16\x03\x01\x02\x00\x01\x00\x01",
+            b"GET / HTTP/1.1\r\nbroken header\r\n\r\n",
+            b"GET caf\xe9 H\r\n\r\n",
+        ):
+            answer = await talk(port, data)
+            assert problem_type(answer) == "/problems/invalid-request"
+            assert b"x-content-type-options: nosniff" in answer
+        upgrade = GET + b"Connection: Upgrade, close\r\nUpgrade: websocket\r\n\r\n"
+        assert b" 200 OK" in await talk(port, upgrade, b"}")
+        text = app.state.service.metrics.text().decode()
+        assert 'tritonpose_rejected_total{reason="invalid-request"} 3.0' in text
+        await is_well(port)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
 async def test_a_body_that_goes_on_after_its_answer_comes_to_an_end(port: int) -> None:
@@ -127,6 +177,7 @@ async def test_a_body_that_goes_on_after_its_answer_comes_to_an_end(port: int) -
 async def test_a_caller_who_does_not_read_his_answer_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some megabytes of a drawn picture stay in the service's memory until he does, or has had his time."""
     monkeypatch.setattr(connections.BoundedProtocol, "write_seconds", 0.5)
+    monkeypatch.setattr(connections.BoundedProtocol, "write_rate", 1e9)
     noise = np.random.default_rng(1).integers(0, 256, (1500, 2000, 3), np.uint8)
     picture = encode(noise, ".jpg")
     head = (
@@ -158,6 +209,86 @@ async def test_a_caller_who_does_not_read_his_answer_is_let_go(monkeypatch: pyte
         await asyncio.sleep(2)
         released.set()
         assert await asking < noise.nbytes // 2
+
+
+@contextlib.asynccontextmanager
+async def answering(size: int) -> AsyncIterator[tuple[int, list[str]]]:
+    """A server that answers that many bytes to whatever comes; its port, and the reasons of its refusals."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        length = [(b"content-length", str(size).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": length})
+        await send({"type": "http.response.body", "body": bytes(size)})
+
+    reasons: list[str] = []
+    options = connections.connection_options(SETTINGS, reasons.append)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, lifespan="off", log_config=None, **options))
+    task = asyncio.ensure_future(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.005)
+    try:
+        yield server.servers[0].sockets[0].getsockname()[1], reasons
+    finally:
+        server.should_exit = server.force_exit = True
+        await asyncio.wait_for(task, 10)
+
+
+class Reader:
+    """Asks, and reads a little every 20 ms; all there is once released."""
+
+    def __init__(self, port: int) -> None:
+        self.released = threading.Event()
+        self.received = asyncio.ensure_future(asyncio.to_thread(self._read, port))
+
+    def _read(self, port: int) -> int:
+        with socket.socket() as caller:
+            caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+            caller.settimeout(20)
+            caller.connect(("127.0.0.1", port))
+            caller.sendall(GET + b"Connection: close\r\n\r\n")
+            received = 0
+            try:
+                while data := caller.recv(2**20 if self.released.is_set() else 1000):
+                    received += len(data)
+                    self.released.wait(0.02)
+            except ConnectionError:
+                pass
+            return received
+
+
+async def test_a_caller_who_reads_a_little_now_and_then_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a thousand of them would keep a thousand drawn pictures in memory for hours."""
+    monkeypatch.setattr(connections.BoundedProtocol, "write_seconds", 0.5)
+    monkeypatch.setattr(connections.BoundedProtocol, "write_rate", 1e9)
+    async with answering(60_000_000) as (port, _):
+        reader = Reader(port)
+        await asyncio.sleep(2)
+        reader.released.set()
+        assert await reader.received < 40_000_000
+
+
+async def test_a_caller_is_given_the_time_that_a_large_answer_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections.BoundedProtocol, "write_seconds", 0.5)
+    monkeypatch.setattr(connections.BoundedProtocol, "write_rate", 6e6)
+    async with answering(60_000_000) as (port, _):
+        reader = Reader(port)
+        await asyncio.sleep(2)
+        reader.released.set()
+        assert await reader.received > 60_000_000
+
+
+async def test_answers_that_nobody_reads_are_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections.BoundedProtocol, "most_unsent", 70_000_000)
+    async with answering(60_000_000) as (port, reasons):
+        first = Reader(port)
+        await asyncio.sleep(1)
+        second = Reader(port)
+        await asyncio.sleep(1)
+        for reader in (first, second):
+            reader.released.set()
+        assert await first.received < 40_000_000, "who reads longest gives way"
+        assert await second.received > 60_000_000
+        assert reasons == ["connections"]
 
 
 async def test_chunked_bodies_are_counted_whatever_they_declare() -> None:
