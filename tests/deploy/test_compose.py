@@ -12,7 +12,9 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +171,41 @@ def test_the_health_check_tells_a_triton_that_answers(triton_server: TritonServe
     assert status(triton_server.ports.http) == 0
     assert status(triton_server.ports.http, "absent") != 0
     assert status(9) != 0, "nobody listens there"
+
+
+@pytest.mark.parametrize(("status", "healthy"), [(200, True), (503, False)])
+def test_the_health_check_tells_a_grafana_that_answers(status: int, healthy: bool) -> None:
+    """With a server that answers as Grafana does, which is not at hand."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status if self.path == "/api/health" else 404)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    _, *command = SERVICES["grafana"]["healthcheck"]["test"]
+
+    def check(port: int) -> bool:
+        words = [word.replace("/3000", f"/{port}") for word in command]
+        return subprocess.run(words, capture_output=True, check=False, timeout=5).returncode == 0
+
+    with HTTPServer(("127.0.0.1", 0), Answer) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            assert check(server.server_port) == healthy
+        finally:
+            server.shutdown()
+            thread.join()
+    assert not check(9), "nobody listens there"
+
+
+def test_whatever_goes_on_running_says_how_it_is() -> None:
+    """The gateway by its image's own health check."""
+    for name, service in SERVICES.items():
+        assert service.get("restart") == "no" or "healthcheck" in service or "build" in service, name
 
 
 def test_nobody_outside_reaches_triton() -> None:
