@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
@@ -14,7 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import ServiceError
+from service.errors import EngineUnavailable, ServiceError
 from service.metrics import Metrics
 from service.problems import problem
 from service.records import RequestRecord
@@ -60,7 +61,7 @@ class Correlation:
             trace = self._tracing.begin(scope["method"], headers)
             record.trace_id = trace.trace_id
             record.stages.trace = trace.stages
-        started, status = time.perf_counter(), 0
+        started, answered, status = time.perf_counter(), 0.0, 0
 
         async def receive_counted() -> Message:
             message = await receive()
@@ -69,13 +70,13 @@ class Correlation:
             return message
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
+            nonlocal answered, status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, answered = message["status"], time.perf_counter()
                 answer = MutableHeaders(scope=message)
                 answer[_HEADER] = record.request_id
                 if record.stages.seconds:
-                    record.stages.add("total", time.perf_counter() - started)
+                    record.stages.add("total", answered - started)
                     answer["Server-Timing"] = record.stages.server_timing()
                 if self._closing():
                     answer["Connection"] = "close"
@@ -93,16 +94,25 @@ class Correlation:
                 raise  # half an answer is out: only closing the connection can tell
             error = ServiceError("an error of the service, not of the request; the log has it under the request id")
             await problem(error, Request(scope))(scope, receive_counted, send_with_id)
+        except asyncio.CancelledError:
+            if status or not self._closing():
+                raise
+            # Its time to finish at the end of the process is up: uvicorn would call that a plain 500.
+            leaving = EngineUnavailable("the service is shutting down, and this request took too long to wait for")
+            await problem(leaving, Request(scope))(scope, receive_counted, send_with_id)
         finally:
-            self._record(scope, status, time.perf_counter() - started, record, trace)
+            ended = time.perf_counter()
+            # Callers take their time to send and to read, which says nothing of the service.
+            own = (answered or ended) - started - record.stages.seconds.get("read", 0.0)
+            self._record(scope, status, ended - started, own, record, trace)
 
     def _record(
-        self, scope: Scope, status: int, seconds: float, record: RequestRecord, trace: RequestTrace | None
+        self, scope: Scope, status: int, seconds: float, own: float, record: RequestRecord, trace: RequestTrace | None
     ) -> None:
         # Routes, not paths: anyone can make up paths, and each would be a time series of its own.
         route = getattr(scope.get("route"), "path", "other")
         self._metrics.requests.labels(route, str(status)).inc()
-        self._metrics.duration.labels(route).observe(seconds)
+        self._metrics.duration.labels(route).observe(max(0.0, own))
         if record.stages.seconds and 0 < status < 400:
             self._metrics.answered(record.stages)
         level = logging.DEBUG if status < 400 and not route.startswith("/v1/pose") else logging.INFO

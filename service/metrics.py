@@ -42,7 +42,7 @@ REASONS = frozenset(
     {kind.type for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.ServiceError)}
     | {"queue-full", "queue-bytes", "queue-pixels", "queue-people", "queue-deadline", "queue-share"}
     | {"rate", "concurrency", "connections"}
-    | {"body-bytes", "image-bytes", "image-pixels", "images", "other"}
+    | {"caller-deadline", "other"}
 )
 State = Literal["starting", "ready", "unready", "draining"]
 STATES: tuple[State, ...] = ("starting", "ready", "unready", "draining")
@@ -73,7 +73,9 @@ class Metrics:
         self.requests = self._counter("requests", "Requests by route and status.", "route", "status")
         self._rejected = self._counter("rejected", "Requests that were refused or failed, by reason.", "reason")
         self.duration = self._histogram(
-            "request_seconds", "Seconds from the first byte of a request to the last of its answer.", "route"
+            "request_seconds",
+            "Seconds from a request's head to its answer's, less those its body took to come.",
+            "route",
         )
         self.stages = self._histogram("stage_seconds", "Seconds of an answered pose request by stage.", "stage")
         self.people = self._histogram("people_per_image", "People answered for each picture.", buckets=(0, *ROWS))

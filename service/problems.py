@@ -16,8 +16,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service import errors
-from service.errors import EngineUnavailable, InvalidOption, MethodNotAllowed, NotFound, ServiceError
+from service.deadlines import HEADER as TIMEOUT_HEADER
+from service.deadlines import read_timeout
+from service.errors import DeadlineExceeded, EngineUnavailable, InvalidOption, MethodNotAllowed, NotFound, ServiceError
 from service.records import record_of
+from service.settings import Settings
 from service.state import service_of
 
 logger = logging.getLogger(__name__)
@@ -27,6 +30,9 @@ MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "/problems/"
 # Starting takes a second or two; a lost engine is tried again every two.
 _RETRY_SECONDS = 2.0
+# Of the default deadline: who gives less than a tenth of it cannot make the service look as if it failed. Anybody can
+# ask for an answer within a millisecond, and alerts wake people.
+_HURRY = 0.1
 
 
 def problem_document(error: ServiceError, instance: str | None = None, request_id: str | None = None) -> bytes:
@@ -45,9 +51,9 @@ def problem_document(error: ServiceError, instance: str | None = None, request_i
 
 def problem(error: ServiceError, request: Request) -> Response:
     """The answer for an error, counted, with ``Retry-After`` where waiting helps."""
-    service_of(request).metrics.rejected(error.reason)
-    record = record_of(request)
-    record.reason = error.reason
+    service, record = service_of(request), record_of(request)
+    record.reason = "caller-deadline" if _in_a_hurry(error, request, service.settings) else error.reason
+    service.metrics.rejected(record.reason)
     body = problem_document(error, request.scope["path"], record.request_id)
     headers = {}
     retry_after = error.retry_after
@@ -58,6 +64,17 @@ def problem(error: ServiceError, request: Request) -> Response:
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return Response(body, error.status, headers, MEDIA_TYPE)
+
+
+def _in_a_hurry(error: ServiceError, request: Request, settings: Settings) -> bool:
+    """Whether a caller gave so little time that its being over says nothing of the service."""
+    header = request.headers.get(TIMEOUT_HEADER)
+    if header is None or not isinstance(error, DeadlineExceeded):
+        return False
+    try:
+        return read_timeout(header, settings) < _HURRY * settings.deadline_seconds
+    except InvalidOption:  # a route that does not read it
+        return False
 
 
 def install(app: FastAPI) -> None:

@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 # What a worker is told.
 OPEN, RETIRE, DRAIN = b"open", b"retire", b"drain"
+# What it says besides its state: it goes by itself, and takes no new connections.
+RETIRING = b"retiring"
 
 _PAUSE = 0.2
 # Imports, before the first word: seconds on a free core, more on a busy one.
@@ -106,7 +108,8 @@ class Supervisor:
         while self._signals:
             self._obey(self._signals.popleft())
         if self._ending is not None:
-            if time.monotonic() > self._ending:
+            if self._workers and time.monotonic() > self._ending:
+                self._orderly = False
                 self._kill("does not end")
             return
         for worker in self._workers:
@@ -133,9 +136,13 @@ class Supervisor:
     def _hear(self, worker: _Worker) -> None:
         try:
             while worker.pipe.poll():
-                worker.state = worker.pipe.recv_bytes().decode()
+                word = worker.pipe.recv_bytes()
                 worker.heard = time.monotonic()
                 self._started = True
+                if word == RETIRING:
+                    worker.end, worker.retired = "restarted", True
+                else:
+                    worker.state = word.decode()
         except (EOFError, OSError):
             pass  # it ends, and is buried when it has
 
@@ -156,6 +163,8 @@ class Supervisor:
             self._orderly = False
             self._end()
             return
+        if worker.end == "restarted" and code != 0:
+            worker.end = "died"  # in the middle of it
         level = logging.INFO if worker.end == "restarted" else logging.ERROR
         logger.log(level, "worker %d (process %d) %s, exit code %s", worker.number, pid, worker.end, code)
         self._files.count(WORKER_ENDS, WORKER_ENDS_TEXT, reason=worker.end)
@@ -195,7 +204,7 @@ class Supervisor:
 
     def _fill(self) -> None:
         """Start what is missing."""
-        there = {one.number for one in self._workers}
+        there = {one.number for one in self._workers if not one.retired}
         if time.monotonic() >= self._not_before:
             for number in range(self._settings.workers):
                 if number not in there:
@@ -214,7 +223,7 @@ class Supervisor:
         """Let a worker take connections: one that is ready, or the first of all."""
         opened = [one for one in self._workers if one.open and not one.retired]
         for worker in self._workers:
-            if worker.open or worker.state == "imports":
+            if worker.open or worker.retired or worker.state == "imports":
                 continue
             if not opened or (worker.state == "ready" and all(one.state != "starting" for one in opened)):
                 worker.tell(OPEN)

@@ -1,7 +1,7 @@
 """One of several processes that serve one port: opens it when told, reports to its supervisor, ends when told.
 
 It is told through a pipe. Signals would come twice: Ctrl-C goes to all processes of a terminal, and systemd sends
-SIGTERM to all of a unit.
+SIGTERM to all of a unit. So a worker waits a moment after a SIGTERM for what its supervisor says.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ from service.logs import set_up
 from service.server import PoseServer, uvicorn_config
 from service.settings import Settings
 from service.state import Service
-from service.supervisor import DRAIN, OPEN, RETIRE
+from service.supervisor import DRAIN, OPEN, RETIRE, RETIRING
 
 logger = logging.getLogger(__name__)
 
 _BEAT_SECONDS = 1.0
+# After SIGTERM: time for the supervisor, which may have got it as well, to say that all are to drain.
+_HEED_SECONDS = 0.5
 # Time for callers to see `Connection: close` on connections that a retiring worker still has.
 _MIGRATE_SECONDS = 2.0
 
@@ -51,6 +53,7 @@ class WorkerServer(PoseServer):
         super().__init__(config, service)
         self._listener = listener
         self._pipe = pipe
+        self._leaving: asyncio.TimerHandle | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start the application, with the port closed."""
@@ -69,7 +72,17 @@ class WorkerServer(PoseServer):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """SIGTERM for this worker alone: it retires, and the supervisor starts another."""
         if sig == signal.SIGTERM and self.started:
-            self._loop.call_soon_threadsafe(self._retire)
+            self._loop.call_soon_threadsafe(self._leave_soon)
+
+    def _leave_soon(self) -> None:
+        if self._leaving is None and not self._draining:
+            self._leaving = self._loop.call_later(_HEED_SECONDS, self._leave)
+
+    def _leave(self) -> None:
+        if not self._draining:
+            with contextlib.suppress(OSError):
+                self._pipe.send_bytes(RETIRING)
+            self._retire()
 
     async def _beat(self) -> None:
         with contextlib.suppress(OSError):
@@ -90,6 +103,8 @@ class WorkerServer(PoseServer):
             self._retire()
         elif not self._draining:
             self.drain()
+        else:  # retiring, and now there is no other to go to
+            self._service.readiness.drain()
 
     async def _open(self) -> None:
         """Take connections from now on, with uvicorn's own protocol."""

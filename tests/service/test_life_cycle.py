@@ -5,13 +5,15 @@ Were these to fail, every deployment would cost callers requests, or a pod would
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import os
 import signal
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
@@ -21,7 +23,8 @@ from service.scenes import render_scene
 from service.settings import Settings
 from service.supervisor import _MARGIN_SECONDS
 from tests.loadtest.stand_in import write_repository
-from tests.service.marked_people import encode
+from tests.service import wire
+from tests.service.marked_people import card_engine, encode
 from tests.service.running import Running, serving
 
 PHOTO = encode(render_scene(5, size=(1600, 1200), people=2).image, ".jpg")
@@ -69,6 +72,22 @@ def test_while_it_drains_it_is_unready_and_answers_everybody(repository: Path, t
 
 
 @pytest.mark.slow
+def test_a_signal_to_all_its_processes_is_a_signal_to_the_service(repository: Path, tmp_path: Path) -> None:
+    """As systemd and kill of a process group send it: the workers must not close the port before the drain is over."""
+    variables = {"TRITONPOSE_DRAIN_SECONDS": "8"}
+    with serving(repository, tmp_path / "log", "--workers", "2", variables=variables) as running:
+        with httpx.Client(base_url=running.address, timeout=30) as kept:
+            assert kept.get("/v1/health/ready").status_code == 200
+            for pid in (*running.workers(), running.process.pid):
+                os.kill(pid, signal.SIGTERM)
+            time.sleep(2)
+            assert kept.get("/v1/health/ready").status_code == 503
+            new = httpx.post(f"{running.address}/v1/pose", files={"image": PHOTO}, timeout=30)
+            assert (new.status_code, new.headers["connection"]) == (200, "close")
+        assert running.process.wait(40) == 0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_callers_who_hang_do_not_keep_it(repository: Path, tmp_path: Path, workers: str) -> None:
     variables = {"TRITONPOSE_SHUTDOWN_SECONDS": "3"}
@@ -81,6 +100,28 @@ def test_callers_who_hang_do_not_keep_it(repository: Path, tmp_path: Path, worke
             running.wait_for(lambda: running.metric("tritonpose_requests_waiting") == 1)
             running.process.send_signal(signal.SIGTERM)
             assert running.process.wait(20) == 0
+
+
+async def test_a_request_that_outlasts_the_end_is_told_so() -> None:
+    """As a 503 that invites to try elsewhere, and not as uvicorn's plain 500."""
+    engine = card_engine()
+    async with AsyncExitStack() as stack:
+        app, port = await stack.enter_async_context(wire.serving(Settings(cpu_threads=1, shutdown_seconds=1), engine))
+        service = app.state.service
+        engine.delay = 60
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            asking = asyncio.ensure_future(
+                client.post("/v1/pose", content=PHOTO, headers={"Content-Type": "image/jpeg"})
+            )
+            while service.admission.running == 0:
+                assert not asking.done()
+                await asyncio.sleep(0.01)
+            service.readiness.drain()
+            await stack.aclose()
+            answer = await asking
+    assert (answer.status_code, answer.json()["type"]) == (503, "/problems/engine-unavailable")
+    assert int(answer.headers["retry-after"]) >= 1 and answer.headers["connection"] == "close"
+    assert 'tritonpose_requests_total{route="/v1/pose",status="503"} 1.0' in service.metrics.text().decode()
 
 
 def test_by_default_it_has_ended_after_30_seconds() -> None:

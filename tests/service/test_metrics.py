@@ -25,10 +25,12 @@ from service.problems import problem_types
 from service.settings import Settings
 from tests.conftest import ROOT
 from tests.loadtest.stand_in import write_repository
-from tests.service.marked_people import card_engine
+from tests.service import wire
+from tests.service.marked_people import Card, card_engine, encode, paint
 from tests.service.running import serving
 
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
+PHOTO = encode(paint([Card(20, 30, 60, 120)]))
 NAME = re.compile(r"\b(?:tritonpose|process|python)_[a-z0-9_]+")
 
 
@@ -170,6 +172,43 @@ async def test_one_scrape_that_fails_is_not_the_last(monkeypatch: pytest.MonkeyP
         with pytest.raises(ZeroDivisionError):
             await metrics.scrape()
     assert b"tritonpose_ready" in await metrics.scrape()
+
+
+async def test_the_time_that_a_caller_takes_to_send_is_not_the_services() -> None:
+    """Or anybody who sends slowly wakes somebody: the alerts go by this histogram."""
+    async with wire.serving(Settings(cpu_threads=1)) as (app, port):
+        head = f"POST /v1/pose HTTP/1.1\r\nHost: h\r\nContent-Type: image/png\r\nContent-Length: {len(PHOTO)}\r\n\r\n"
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        began = time.monotonic()
+        writer.write(head.encode() + PHOTO[:100])
+        await asyncio.sleep(2)
+        writer.write(PHOTO[100:])
+        assert b" 200 OK" in await reader.readuntil(b"\r\n\r\n")
+        waited = time.monotonic() - began
+        writer.close()
+        text = app.state.service.metrics.text().decode()
+        told = re.search(r'^tritonpose_request_seconds_sum{route="/v1/pose"} (\S+)', text, re.MULTILINE)
+        assert told and 0 < float(told.group(1)) < waited - 1.9
+
+
+async def test_a_caller_who_gives_no_time_makes_no_failure_of_the_service() -> None:
+    """Every 504 of the service's own making counts; those that anybody can have for the asking do not."""
+    engine = card_engine()
+    async with wire.serving(Settings(cpu_threads=1, deadline_seconds=3), engine) as (app, port):
+        engine.delay = 30
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+            for seconds in ("0.2", "1"):
+                headers = {"X-Request-Timeout": seconds}
+                assert (await client.post("/v1/pose", files={"image": PHOTO}, headers=headers)).status_code == 504
+        text = app.state.service.metrics.text().decode()
+        assert 'tritonpose_rejected_total{reason="caller-deadline"} 1.0' in text
+        assert 'tritonpose_rejected_total{reason="deadline-exceeded"} 1.0' in text
+
+
+def test_every_reason_is_one_that_something_gives() -> None:
+    """A reason that nothing counts is a series that never moves, and a line in the docs that misleads."""
+    sources = "\n".join(path.read_text() for path in (ROOT / "service").rglob("*.py") if path.name != "metrics.py")
+    assert not {reason for reason in REASONS - set(problem_types()) - {"other"} if f'"{reason}"' not in sources}
 
 
 @pytest.mark.slow

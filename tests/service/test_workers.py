@@ -112,6 +112,26 @@ def test_a_restart_of_all_workers_loses_no_request(pair: Running) -> None:
 
 
 @pytest.mark.slow
+def test_a_worker_told_to_go_is_replaced_and_has_not_died(repository: Path, tmp_path: Path) -> None:
+    """Else who sends a worker SIGTERM gets an alert; and one that must be killed at the end is no orderly end."""
+    variables = {"TRITONPOSE_SHUTDOWN_SECONDS": "1"}
+    with serving(repository, tmp_path / "log", "--workers", "2", variables=variables) as running:
+        running.wait_for(lambda: running.metric('tritonpose_workers{state="ready"}') == 2)
+        gone, stays = running.workers()
+        with Callers(running.address, 1) as callers:
+            os.kill(gone, signal.SIGTERM)
+            running.wait_for(lambda: running.metric('tritonpose_worker_ends_total{reason="restarted"}') == 1)
+            running.wait_for(lambda: running.metric('tritonpose_workers{state="ready"}') == 2)
+        assert set(callers.statuses) == {200}
+        assert gone not in running.workers() and stays in running.workers()
+        assert running.metric('tritonpose_worker_ends_total{reason="died"}') == 0
+        os.kill(stays, signal.SIGSTOP)
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(30) == 1
+        assert any("does not end" in line for line in running.lines())
+
+
+@pytest.mark.slow
 def test_workers_end_in_order_when_their_supervisor_is_killed(pair: Running) -> None:
     workers = pair.workers()
     pair.process.kill()
