@@ -2,7 +2,7 @@
 
 HOST ?= 127.0.0.1
 PORT ?= 8000
-# serve (CPU) or gpu (CUDA): the group of requirements/ that `make serve` runs in.
+# serve (CPU) or gpu (CUDA): the group of requirements/ that `make serve` runs in; gpu for `make triton` too.
 ENVIRONMENT ?= serve
 # More options for the command of a verb: make test ARGS="-k skeletons", make bench ARGS="--help".
 ARGS ?=
@@ -27,10 +27,11 @@ serve: python ## install what serving needs and start the service (HOST, PORT, E
 	@$(PYTHON) scripts/environment.py $(ENVIRONMENT)
 	@exec .venv/$(ENVIRONMENT)/bin/tritonpose serve --host "$(HOST)" --port "$(PORT)" $(ARGS)
 
-triton: python ## install NVIDIA Triton, start it and the service on top of it; no docker (HOST, PORT)
+triton: python ## install NVIDIA Triton, start it and the service on top; no docker (HOST, PORT, ENVIRONMENT=gpu)
 	@$(PYTHON) scripts/environment.py serve
-	@$(PYTHON) scripts/environment.py triton
-	@exec .venv/serve/bin/python -m deploy.triton --host "$(HOST)" --port "$(PORT)" $(ARGS)
+	@$(PYTHON) scripts/environment.py triton$(if $(filter gpu,$(ENVIRONMENT)),-gpu)
+	@exec .venv/serve/bin/python -m deploy.triton $(if $(filter gpu,$(ENVIRONMENT)),--gpu) \
+		--host "$(HOST)" --port "$(PORT)" $(ARGS)
 
 test: dev ## run all tests (photographs: TRITONPOSE_DATA=FOLDER)
 	$(BIN)/python -m pytest -q $(ARGS)
@@ -76,6 +77,7 @@ requirements: dev ## compile requirements/*.txt from pyproject.toml (UPGRADE=1: 
 	$(COMPILE) -c requirements/serve.txt pyproject.toml --extra gpu --no-emit-package onnxruntime \
 		-o requirements/gpu.txt
 	$(COMPILE) --group triton -o requirements/triton.txt
+	$(COMPILE) -c requirements/triton.txt --group triton-gpu -o requirements/triton-gpu.txt
 
 audit: dev ## ask the advisory database about the pinned packages, where it can be reached
 	$(BIN)/python scripts/audit.py requirements/serve.txt requirements/dev.txt

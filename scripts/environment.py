@@ -28,7 +28,7 @@ PIP = next((ROOT / "scripts").glob("pip-*.whl")) / "pip"
 OLDEST_UV = (0, 5)
 # Environments of other programs, which do not hold this project, and the newest Python they run on: tritonserver's
 # wheel needs numpy < 2, which ends at 3.12.
-FOREIGN = {"triton": (3, 12)}
+FOREIGN = {"triton": (3, 12), "triton-gpu": (3, 12)}
 
 
 def fingerprint(group: str) -> str:

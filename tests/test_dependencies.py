@@ -68,7 +68,7 @@ FIXED = (
 )
 PINNED = sorted((ROOT / "requirements").glob("*.txt"))
 # tritonserver's own environment, on loopback, needs NumPy 1; the servers we compare with are not ours to pin.
-SERVED = [path for path in PINNED if path.stem != "triton" and not path.stem.startswith("peer-")]
+SERVED = [path for path in PINNED if path.stem not in ("triton", "triton-gpu") and not path.stem.startswith("peer-")]
 
 
 def applies(fixed: Fixed, marker: str, python: str) -> bool:

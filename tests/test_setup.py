@@ -37,6 +37,7 @@ GROUPS = (
     "vitpose",
     "dev",
     "triton",
+    "triton-gpu",
 )
 # Module prefixes of other rooms that a room may import (the map of the folders is in CONTRIBUTING.md).
 MAY_IMPORT = {
@@ -92,6 +93,7 @@ def declared(group: str) -> list[Requirement]:
         + groups["vitpose"]
         + [line for line in groups["dev"] if isinstance(line, str)],
         "triton": groups["triton"],
+        "triton-gpu": groups["triton-gpu"],
     }[group]
     return [Requirement(line) for line in lines]
 

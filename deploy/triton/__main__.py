@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from deploy.triton.installation import ROOT, TritonMissing
+from deploy.triton.installation import ENVIRONMENT, GPU_ENVIRONMENT, ROOT, TritonMissing, find_installation
 from deploy.triton.server import Ports, TritonFailed, TritonServer
 from deploy.triton.supervisor import Supervisor
 
@@ -19,7 +19,10 @@ def main() -> int:
         options.triton_http or free.http, options.triton_grpc or free.grpc, options.triton_metrics or free.metrics
     )
     try:
-        triton = TritonServer(options.repository, ports=ports, control=options.control, log=options.log)
+        installation = find_installation(GPU_ENVIRONMENT if options.gpu else ENVIRONMENT)
+        triton = TritonServer(
+            options.repository, ports=ports, control=options.control, log=options.log, installation=installation
+        )
         gateway = [sys.executable, "-m", "service", "serve", "--host", options.host, "--port", str(options.port)]
         variables = {
             "TRITONPOSE_ENGINE": "triton",
@@ -37,6 +40,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1", help="address of the service; Triton stays on loopback")
     parser.add_argument("--port", type=int, default=8000, help="port of the service")
     parser.add_argument("--repository", type=Path, default=ROOT / "model_repository", help="model repository")
+    parser.add_argument("--gpu", action="store_true", help="the networks on the GPU: the environment triton-gpu")
     parser.add_argument("--triton-http", type=int, metavar="PORT", help="Triton's HTTP port; default: a free one")
     parser.add_argument("--triton-grpc", type=int, metavar="PORT", help="Triton's gRPC port; default: a free one")
     parser.add_argument("--triton-metrics", type=int, metavar="PORT", help="Triton's metrics port; default: a free one")

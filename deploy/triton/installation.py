@@ -14,6 +14,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ENVIRONMENT = ROOT / ".venv" / "triton"
+#: The same server with an ONNX Runtime that has CUDA.
+GPU_ENVIRONMENT = ROOT / ".venv" / "triton-gpu"
 BACKENDS = Path(__file__).resolve().parent / "backends"
 
 _ASK = """
@@ -78,7 +80,8 @@ class Installation:
 def find_installation(environment: Path = ENVIRONMENT) -> Installation:
     """The wheel's server in a virtual environment. Raises TritonMissing."""
     python = environment / "bin" / "python"
-    hint = f"make it with: python3 {ROOT / 'scripts' / 'environment.py'} triton"
+    group = GPU_ENVIRONMENT.name if environment == GPU_ENVIRONMENT else ENVIRONMENT.name
+    hint = f"make it with: python3 {ROOT / 'scripts' / 'environment.py'} {group}"
     try:
         done = subprocess.run([python, "-I", "-c", _ASK], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:

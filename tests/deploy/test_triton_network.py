@@ -6,6 +6,7 @@ Were these to fail, a caller of Triton would get rows of another's answer, or no
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -15,14 +16,16 @@ import numpy as np
 import pytest
 from onnx import helper
 
+from service.engines import sessions
+from service.engines.config import read_model
 from tests.conftest import ROOT
 from tests.service.engines.repositories import FLOAT, Repository, write_onnx
 
 
-def load_module() -> ModuleType:
-    """The back end's module: no package, because Triton puts its folder on the path."""
-    path = ROOT / "deploy" / "triton" / "backends" / "onnxruntime" / "network.py"
-    spec = importlib.util.spec_from_file_location("triton_backend_network", path)
+def load_module(name: str) -> ModuleType:
+    """A module of the back end: no package, because Triton puts its folder on the path."""
+    path = ROOT / "deploy" / "triton" / "backends" / "onnxruntime" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
@@ -30,7 +33,8 @@ def load_module() -> ModuleType:
     return module
 
 
-network = load_module()
+devices = load_module("devices")
+network = load_module("network")
 
 
 def tensor(name: str, *dims: int, kind: str = "TYPE_FP32") -> dict[str, Any]:
@@ -116,6 +120,8 @@ def test_model_without_a_batch_axis_is_run_for_each_request(tmp_path: Path) -> N
         ({"input": [tensor("x", 3, kind="TYPE_UINT8")]}, ["TYPE_UINT8", "tensor(float)"]),
         ({"max_batch_size": 0}, ["'x'", "[3]", "[-1, 3]"]),
         ({"default_model_filename": "other.onnx"}, ["other.onnx is missing"]),
+        ({"parameters": {"gpu_mem_limit": {"string_value": "4GB"}}}, ["gpu_mem_limit", "'4GB'"]),
+        ({"parameters": {"arena_extend_strategy": {"string_value": "2"}}}, ["arena_extend_strategy", "2"]),
         ({"parameters": {"intra_op_thread_count": {"string_value": "many"}}}, ["intra_op_thread_count", "'many'"]),
     ],
 )
@@ -142,6 +148,60 @@ def test_threads_are_those_of_the_config_or_all_cores_asleep_when_idle(folder: P
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "1"
 
 
-def test_gpu_instance_without_cuda_runs_on_the_cpu(folder: Path) -> None:
+def test_gpu_instance_without_cuda_runs_on_the_cpu_and_says_why(folder: Path) -> None:
     one = network.Network(config(), folder, device=0)
     assert one.providers[-1] == "CPUExecutionProvider"
+    if "CUDAExecutionProvider" in one.providers:
+        assert one.off_device is None
+    else:
+        assert one.off_device and re.search(r"without CUDA|cannot open shared object|CUDA", one.off_device)
+    np.testing.assert_array_equal(one.run([rows(2)], ["y"])[0]["y"], 2 * rows(2)["x"] + 1)
+    assert network.Network(config(), folder).off_device is None, "nobody asked for a GPU"
+
+
+def test_libraries_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "capi").mkdir()
+    monkeypatch.setattr(devices.onnxruntime, "__file__", str(tmp_path / "__init__.py"))
+    assert "libonnxruntime_providers_shared.so: cannot open shared object file" in devices.missing_library()
+
+
+PARAMETERS = [
+    {},
+    {"gpu_mem_limit": "4294967296", "arena_extend_strategy": "1"},
+    {"gpu_mem_limit": "0", "arena_extend_strategy": "0", "cudnn_conv_algo_search": "2", "intra_op_thread_count": "3"},
+    {"do_copy_in_default_stream": "0", "cudnn_conv_algo_search": "0"},
+]
+
+
+@pytest.mark.parametrize("parameters", PARAMETERS)
+def test_cuda_gets_the_options_that_the_embedded_engine_gives_it(parameters: dict[str, str], tmp_path: Path) -> None:
+    """Two programs that share no package, one reading of the config."""
+    lines = [f'parameters {{ key: "{key}" value {{ string_value: "{text}" }} }}\n' for key, text in parameters.items()]
+    Repository(tmp_path).affine("line", 2, 1, extra="".join(lines))
+    expected = sessions.cuda_options(read_model(tmp_path / "line"))
+    assert devices.cuda_options(parameters) == expected
+    assert expected["cudnn_conv_algo_search"] in ("EXHAUSTIVE", "HEURISTIC", "DEFAULT")
+
+
+def test_memory_limit_and_arena_reach_cuda(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an ONNX Runtime that says it has CUDA, and takes note of what it is asked."""
+    asked: list[Any] = []
+    real = devices.onnxruntime.InferenceSession
+
+    def session(file: str, options: Any, providers: Any, **more: Any) -> Any:
+        asked.append(providers)
+        if more:
+            raise RuntimeError("CUDA failure 100: no CUDA-capable device is detected")
+        return real(file, options, providers=providers)
+
+    monkeypatch.setattr(devices.onnxruntime, "get_available_providers", lambda: [devices.CUDA, devices.CPU])
+    monkeypatch.setattr(devices.onnxruntime, "InferenceSession", session)
+    given = {"gpu_mem_limit": "4294967296", "arena_extend_strategy": "1"}
+    parameters = {key: {"string_value": value} for key, value in given.items()}
+    one = network.Network(config(parameters=parameters), folder, device=3)
+    (name, options), last = asked[0]
+    assert (name, last) == ("CUDAExecutionProvider", "CPUExecutionProvider")
+    assert options["device_id"] == "3"
+    assert (options["gpu_mem_limit"], options["arena_extend_strategy"]) == ("4294967296", "kSameAsRequested")
+    assert one.off_device == "CUDA failure 100: no CUDA-capable device is detected"
+    assert one.providers == ["CPUExecutionProvider"]

@@ -28,8 +28,9 @@ class TritonPythonModel:
             self._network = Network(config, folder, device)
         except ModelError as error:
             raise pb_utils.TritonModelException(str(error)) from None
-        if device is not None and "CUDAExecutionProvider" not in self._network.providers:
-            pb_utils.Logger.log_warn(f"{args['model_instance_name']}: ONNX Runtime has no CUDA here, using the CPU")
+        if self._network.off_device is not None:
+            where = f"{args['model_instance_name']}: on the CPU instead of GPU {device}"
+            pb_utils.Logger.log_warn(f"{where}: {self._network.off_device}")
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer what the dynamic batcher hands over: one response for each request, in their order."""

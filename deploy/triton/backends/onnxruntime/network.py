@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
+from devices import CPU, cuda_options, open_session
 
 Array = npt.NDArray[np.generic]
 Tensors = Mapping[str, Array]
@@ -51,7 +52,14 @@ class ModelError(ValueError):
 
 
 class Network:
-    """A loaded graph. Attributes: ``inputs``, ``outputs`` (names in the config's order), ``providers``."""
+    """A loaded graph.
+
+    Attributes:
+        inputs: names in the config's order.
+        outputs: likewise.
+        providers: ONNX Runtime's execution providers, the preferred one first.
+        off_device: why it runs on the CPU although a device was given; None when it does not.
+    """
 
     def __init__(self, config: Mapping[str, Any], folder: Path, device: int | None = None) -> None:
         """Load and check.
@@ -71,16 +79,18 @@ class Network:
         self.outputs = [tensor["name"] for tensor in config["output"]]
         if not self.file.is_file():
             raise ModelError(f"{self._where}: {self.file} is missing")
+        parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
         try:
-            self._session = onnxruntime.InferenceSession(
-                str(self.file), sess_options=self._options(config), providers=_providers(device)
-            )
-        except ModelError:
-            raise
+            cuda = cuda_options(parameters)
+        except ValueError as error:
+            raise ModelError(f"{self._where}: {error}") from None
+        options = self._options(config, parameters)
+        try:
+            self._session, self.off_device = open_session(self.file, options, device, cuda)
         except Exception as error:  # the runtime's exceptions share no base class but Exception
             raise ModelError(f"{self._where}: ONNX Runtime cannot load {self.file}: {error}") from error
         self.providers: Sequence[str] = self._session.get_providers()
-        self._largest = _CPU_ROWS if list(self.providers) == ["CPUExecutionProvider"] else config["max_batch_size"]
+        self._largest = _CPU_ROWS if list(self.providers) == [CPU] else config["max_batch_size"]
         self._check("input", config["input"], self._session.get_inputs())
         self._check("output", config["output"], self._session.get_outputs())
 
@@ -153,13 +163,12 @@ class Network:
             first += count
         return split
 
-    def _options(self, config: Mapping[str, Any]) -> onnxruntime.SessionOptions:
+    def _options(self, config: Mapping[str, Any], parameters: Mapping[str, str]) -> onnxruntime.SessionOptions:
         """Threads and the rest, by the parameters that NVIDIA's own ONNX Runtime back end knows.
 
         Without them one run uses all cores, and idle threads sleep: there is a session for each model and instance,
         and threads that spin for work would take the cores from those that have some.
         """
-        parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self._number(parameters, "intra_op_thread_count", 0) or available_cores()
         options.inter_op_num_threads = self._number(parameters, "inter_op_thread_count", 1)
@@ -213,12 +222,3 @@ def available_cores() -> int:
     except (OSError, ValueError):  # no cgroup v2: no quota to know of
         pass
     return cores
-
-
-def _providers(device: int | None) -> list[Any]:
-    """CUDA where the instance is on a GPU and ONNX Runtime has it; the CPU behind it."""
-    if device is None or "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        return ["CPUExecutionProvider"]
-    # The default search tries every cuDNN algorithm anew for each batch size; the heuristic does not.
-    options = {"device_id": str(device), "cudnn_conv_algo_search": "HEURISTIC"}
-    return [("CUDAExecutionProvider", options), "CPUExecutionProvider"]
