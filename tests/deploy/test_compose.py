@@ -24,6 +24,7 @@ import yaml
 from deploy.triton.server import TritonServer
 from export.configs import Accelerator
 from service.settings import Settings
+from service.supervisor import _MARGIN_SECONDS
 from tests.conftest import ROOT
 
 FILE = ROOT / "docker-compose.yml"
@@ -137,7 +138,7 @@ def test_the_gateway_gets_settings_that_it_knows(name: str, monkeypatch: pytest.
     # An engine that kills the process before it has drained loses pictures.
     grace = float(SERVICES[name]["stop_grace_period"].removesuffix("s"))
     assert grace >= settings.drain_seconds + settings.shutdown_seconds + 5
-    assert settings.shutdown_seconds >= settings.deadline_seconds
+    assert settings.drain_seconds + settings.shutdown_seconds + _MARGIN_SECONDS < 30
 
 
 def test_the_gateway_finds_triton() -> None:
