@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from service.settings import Settings
+from service.supervisor import _MARGIN_SECONDS
 from tests.conftest import ROOT
 from tests.deploy.dockerfile import ancestry, read_stages
 
@@ -168,6 +169,7 @@ def test_the_gateway_gets_settings_that_it_knows(overlay: str, monkeypatch: pyte
     settings = Settings()
     pod = pods(objects)["gateway"]
     assert pod["terminationGracePeriodSeconds"] >= settings.drain_seconds + settings.shutdown_seconds + 5
+    assert settings.drain_seconds + settings.shutdown_seconds + _MARGIN_SECONDS < 30
     readiness = container["readinessProbe"]
     assert settings.drain_seconds >= readiness["periodSeconds"] * readiness["failureThreshold"]
     if settings.engine == "embedded":
@@ -212,6 +214,19 @@ def test_gpus_are_asked_for_where_there_are_some() -> None:
         "kserve": True,
         "triton-cpu": False,
     }
+
+
+def test_networks_on_a_cpu_take_the_pods_cores_and_no_more() -> None:
+    """ONNX Runtime starts as many threads as the node has cores, for each network; the limit then throttles them."""
+    (container,) = pods(built(FOLDER / "overlays/triton-cpu"))["triton"]["containers"]
+    settings = [a.removeprefix("--backend-config=onnxruntime,") for a in container["args"] if "backend-config" in a]
+    assert settings == [
+        "enable-global-threadpool=1",
+        f"intra_op_thread_count={container['resources']['limits']['cpu']}",
+        "inter_op_thread_count=1",
+    ]
+    (other,) = pods(built(FOLDER / "overlays/gpu"))["triton"]["containers"]
+    assert container["args"][: len(other["args"])] == other["args"]
 
 
 @pytest.mark.parametrize("component", ["models-volume", "object-store", "monitoring"])
