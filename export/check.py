@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from export.accelerated import is_accelerated_graph
+from export.configs import is_accelerated, read_config
 from export.repository import CARD, CONFIG, KEEP_FILE, version_numbers
 from service.engines.base import ModelMetadata, TensorSpec
 from service.engines.config import ENSEMBLE, ModelConfig, RepositoryError, read_model
@@ -84,7 +86,7 @@ def _check_folder(folder: Path, models: dict[str, ModelConfig]) -> Iterator[str]
         return
     faults: list[str] = []
     try:
-        config = read_model(folder, faults.append)
+        config = read_model(folder, faults.append, plans=True)
     except RepositoryError as error:
         yield from (*faults, str(error))
         yield from _stray_files(folder, None)
@@ -95,6 +97,7 @@ def _check_folder(folder: Path, models: dict[str, ModelConfig]) -> Iterator[str]
     if config.onnx is not None and not faults:
         for version in config.metadata.versions:
             yield from _check_network(config, version)
+        yield from _check_acceleration(config)
 
 
 def _stray_files(folder: Path, config: ModelConfig | None) -> Iterator[str]:
@@ -107,11 +110,11 @@ def _stray_files(folder: Path, config: ModelConfig | None) -> Iterator[str]:
             yield f"{path} is neither a version folder (1, 2, ...) nor {CONFIG} or {CARD}"
         elif config is None:
             continue
-        elif config.onnx is None:
+        elif is_ensemble(config):
             yield from (f"{one} has no use in an ensemble's version" for one in _files(path))
         elif not _files(path):
             yield f"{path} is empty"
-        else:
+        elif config.onnx is not None:
             # Weights that are stored beside a graph are its own business, named after it or not.
             graphs = [one for one in _files(path) if one.suffix == ".onnx" and one.name != config.onnx.name]
             yield from (f"{one} is not read: the graph is {config.onnx.name}" for one in graphs)
@@ -131,6 +134,19 @@ def _check_network(config: ModelConfig, version: int) -> Iterator[str]:
     except RepositoryError as error:
         faults.append(str(error))
     yield from faults
+
+
+def _check_acceleration(config: ModelConfig) -> Iterator[str]:
+    """TensorRT inside ONNX Runtime needs graphs of its own, which a version that was put there by hand has not."""
+    if not is_accelerated(read_config(config.source)):
+        return
+    for version in config.metadata.versions:
+        graph = config.at_version(version).onnx
+        if graph is not None and not is_accelerated_graph(graph):
+            yield (
+                f"{graph} is not written for TensorRT, which may serve it with another version's engine or not at "
+                "all: publish it with `python -m export`"
+            )
 
 
 def _older_parts(config: ModelConfig, models: Mapping[str, ModelConfig]) -> Iterator[str]:

@@ -68,6 +68,8 @@ def prepared(path: Path) -> Any:
     kept = [opset for opset in model.opset_import if opset.domain in used]
     del model.opset_import[:]
     model.opset_import.extend(kept)
+    for number, node in enumerate(model.graph.node):
+        node.name = node.name or f"unnamed_{number}"  # ONNX asks for no names; here nodes are known by them
     return model
 
 

@@ -23,12 +23,11 @@ from export.repository import staging_folder, version_numbers
 from export.tensorrt_plans.builder import BuildOptions, build_plan
 from export.tensorrt_plans.graphs import PlanPrecision, typed_graph
 from export.tensorrt_plans.profiles import BatchProfile, batch_profile, input_shapes
-from export.tensorrt_plans.requirements import Gpu, find_gpu, find_tensorrt
-from service.engines.config import ModelConfig
+from export.tensorrt_plans.requirements import Gpu, find_gpu, find_tensorrt, require_torch_on_gpu
+from service.engines.config import PLAN, ModelConfig
 from service.engines.embedded import EmbeddedEngine
 from service.engines.sessions import RuntimeSettings
 
-PLATFORM = "tensorrt_plan"
 FOR_TENSORRT = Int8Options(activations="s8", for_tensorrt=True)
 
 
@@ -63,6 +62,7 @@ def run_tensorrt(request: PlanRequest, console: Console) -> None:
     if version_numbers_in(request.into):
         raise ExportError(f"{request.into} holds models already: plans are not kept beside older ones, remove it first")
     trt, gpu = find_tensorrt(request.version), find_gpu()
+    require_torch_on_gpu()
     configs = read_configs(request.repository)
     names = chosen_networks(configs, request.models)
     profiles = {name: batch_profile(configs[name].metadata, request.batches) for name in names}
@@ -124,7 +124,7 @@ def write_repository(
     converted = {
         name: Converted(
             plan, plan_card(request, profiles[name], version, gpu),
-            {"precision": request.precision, "tensorrt_version": version, "gpu": gpu.name}, PLATFORM,
+            {"precision": request.precision, "tensorrt_version": version, "gpu": gpu.name}, PLAN,
         )
         for name, plan in plans.items()
     }  # fmt: skip

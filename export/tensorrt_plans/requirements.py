@@ -13,11 +13,11 @@ from export.checkpoints import ExportError
 # current Triton images carry.
 LEAST_MAJOR = 10
 # What current Triton images run on (release notes of 26.07 and later).
-_LEAST_CAPABILITY = (7, 5)
+LEAST_CAPABILITY = (7, 5)
 _INSTALL = (
-    "install the version of the Triton image that will serve the plans, `pip install tensorrt-cu12=={version}` "
-    "(tensorrt-cu13 for CUDA 13; its libraries come from NVIDIA's own package index), or run this inside "
-    "an image that has it"
+    "install the version of the Triton image that will serve the plans, `pip install tensorrt-cu13=={version}` "
+    "(for CUDA 13, which images from 25.08 on carry; its libraries come from NVIDIA's own package index), or run this "
+    "inside an image that has it"
 )
 
 
@@ -83,12 +83,27 @@ def find_gpu(library: str = "libcuda.so.1") -> Gpu:
         _call(driver, "cuDeviceGetAttribute", ctypes.byref(value), attribute, device)
         capability.append(value.value)
     gpu = Gpu(name.value.decode(), (capability[0], capability[1]), (number.value // 1000, number.value % 1000 // 10))
-    if gpu.capability < _LEAST_CAPABILITY:
+    if gpu.capability < LEAST_CAPABILITY:
         raise ExportError(
             f"{gpu.name} has compute capability {gpu.capability[0]}.{gpu.capability[1]}; "
-            f"{_LEAST_CAPABILITY[0]}.{_LEAST_CAPABILITY[1]} is the least"
+            f"{LEAST_CAPABILITY[0]}.{LEAST_CAPABILITY[1]} is the least"
         )
     return gpu
+
+
+def require_torch_on_gpu() -> None:
+    """Plans are compared before they are published, and torch holds their tensors: known before any is built.
+
+    Raises:
+        ExportError: torch was built without CUDA, or does not get the GPU.
+    """
+    torch = importlib.import_module("torch")
+    if not torch.cuda.is_available():
+        reason = f"it is built for CUDA {torch.version.cuda}" if torch.version.cuda else "it is built without CUDA"
+        raise ExportError(
+            f"torch {torch.__version__} cannot use the GPU ({reason}), and plans are compared with its help before "
+            "they are published; install a build for this driver's CUDA"
+        )
 
 
 def _call(driver: ctypes.CDLL, name: str, *arguments: Any) -> None:

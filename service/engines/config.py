@@ -21,6 +21,13 @@ from service.engines.tensors import NUMPY_TYPES, fits
 
 ENSEMBLE = "ensemble"
 ONNX = "onnxruntime_onnx"
+# Of TensorRT: only Triton runs it, and here its config is all that can be read.
+PLAN = "tensorrt_plan"
+# Of each, pairs of platform and back end.
+_SPELLINGS = {
+    ONNX: ((ONNX, ""), ("", "onnxruntime"), (ONNX, "onnxruntime")),
+    PLAN: ((PLAN, ""), ("", "tensorrt"), (PLAN, "tensorrt")),
+}
 
 
 class RepositoryError(ValueError):
@@ -92,7 +99,7 @@ class ModelConfig:
         source: the config.pbtxt, for messages.
         metadata: what callers see; ``versions`` are those the version policy selects, ascending.
         version: the one that answers, the highest selected.
-        onnx: the network's file; None for an ensemble.
+        onnx: the network's file; None for an ensemble and for a plan.
         batching: queue and joining.
         steps: an ensemble's calls; empty for a network.
         cpu_only: an instance group asks for the CPU.
@@ -139,12 +146,13 @@ def read_repository(root: Path) -> dict[str, ModelConfig]:
     return models
 
 
-def read_model(folder: Path, report: Report = refuse) -> ModelConfig:
+def read_model(folder: Path, report: Report = refuse, *, plans: bool = False) -> ModelConfig:
     """The model of one folder.
 
     Args:
         folder: with ``config.pbtxt`` and version folders.
         report: gets each fault that does not keep the rest from being read.
+        plans: whether TensorRT's plans are read as well, which no engine of this service runs itself.
 
     Raises:
         RepositoryError: the config cannot be read, or there is no version or no platform to serve.
@@ -160,12 +168,15 @@ def read_model(folder: Path, report: Report = refuse) -> ModelConfig:
     if config.max_batch_size < 0:
         report(f"{source}: max_batch_size {config.max_batch_size} is negative")
     _check_supported(source, config, report)
-    platform = _platform(source, config)
+    platform = _platform(source, config, (ONNX, PLAN) if plans else (ONNX,))
     versions = _select_versions(source, folder, config)
     metadata = read_metadata(source, config, folder.name, versions, platform, report)
     onnx = None
     if platform == ONNX:
         onnx = _network_file(source, versions[-1], config.default_model_filename or "model.onnx")
+    elif platform == PLAN:
+        for version in versions:
+            _network_file(source, version, config.default_model_filename or "model.plan")
     return ModelConfig(
         source=source,
         metadata=metadata,
@@ -233,24 +244,21 @@ def read_metadata(
     )
 
 
-def _platform(source: Path, config: Any) -> str:
-    """``ensemble`` or ``onnxruntime_onnx``; ``backend: "onnxruntime"`` is the newer spelling of the latter."""
+def _platform(source: Path, config: Any, networks: tuple[str, ...]) -> str:
+    """``ensemble`` or one of ``networks``; ``backend: "onnxruntime"`` is the newer spelling of ``onnxruntime_onnx``."""
     if config.platform == ENSEMBLE:
         if not config.ensemble_scheduling.step:
             raise RepositoryError(f'{source}: platform "ensemble" needs ensemble_scheduling with at least one step')
         return ENSEMBLE
-    if (
-        config.platform not in ("", ONNX)
-        or config.backend not in ("", "onnxruntime")
-        or not (config.platform or config.backend)
-    ):
+    platform = next((p for p in networks if (config.platform, config.backend) in _SPELLINGS[p]), None)
+    if platform is None:
         raise RepositoryError(
             f"{source}: platform {config.platform!r}, backend {config.backend!r} cannot be served;"
             f' use platform "{ONNX}" or "{ENSEMBLE}", or backend "onnxruntime"'
         )
     if config.HasField("ensemble_scheduling"):
         raise RepositoryError(f'{source}: ensemble_scheduling needs platform "ensemble", not {config.platform!r}')
-    return ONNX
+    return platform
 
 
 def _check_supported(source: Path, config: Any, report: Report) -> None:

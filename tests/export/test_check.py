@@ -14,6 +14,12 @@ from typer.testing import CliRunner
 from export.__main__ import app
 from export.check import Checked, check_repository
 from export.configure import ConfigureRequest, configure
+from export.precision.conversion import read_configs
+from export.tensorrt_plans.conversion import PlanRequest
+from export.tensorrt_plans.conversion import write_repository as write_plans
+from export.tensorrt_plans.profiles import BatchProfile
+from export.tensorrt_plans.requirements import Gpu
+from service.engines.config import RepositoryError, read_repository
 from tests.conftest import ROOT
 from tests.loadtest.stand_in import write_repository
 
@@ -166,8 +172,8 @@ def test_a_sibling_with_tensorrt(repository: Path, tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in repository.rglob("*") if path.is_file()} == before
     assert faults(check_repository(sibling)) == ""
     heads = " ".join((sibling / "pose_heads/config.pbtxt").read_text().split())
+    assert "precision_mode" not in heads, "TensorRT would round where it likes"
     for key, value in {
-        "precision_mode": "FP16",
         "trt_engine_cache_enable": "1",
         "trt_engine_cache_path": "/engines/pose_heads",
         "trt_profile_min_shapes": "crops:1x64x48x3",
@@ -177,11 +183,33 @@ def test_a_sibling_with_tensorrt(repository: Path, tmp_path: Path) -> None:
         assert f'parameters {{ key: "{key}" value: "{value}" }}' in heads
     assert 'key: "gpu_mem_limit" value { string_value: "4294967296" }' in heads
     assert "tensorrt" not in (sibling / "pose_fusion/config.pbtxt").read_text()
+    shutil.copytree(repository / "pose_heads/1", sibling / "pose_heads/2")
+    assert "pose_heads/2/model.onnx is not written for TensorRT" in faults(check_repository(sibling))
     again = CliRunner().invoke(app, arguments)
     assert again.exit_code == 1
     assert "is there already" in again.output
     alone = CliRunner().invoke(app, ["configure", "--repository", str(repository), "--tensorrt"])
-    assert alone.exit_code == 2
+    assert alone.exit_code == 1
+    assert "give --into" in "".join(alone.output.splitlines())
+
+
+def test_a_sibling_of_tensorrt_plans(repository: Path, tmp_path: Path) -> None:
+    """What `export tensorrt` writes can be checked where no TensorRT is, except for what is in the plans."""
+    sibling = tmp_path / "plans"
+    gpu = Gpu("NVIDIA H100", (9, 0), (13, 4))
+    write_plans(
+        PlanRequest(repository, sibling), read_configs(repository), {"pose_heads": b"plan"},
+        {"pose_heads": BatchProfile(1, 8, 16)}, "10.14.1.48", gpu,
+    )  # fmt: skip
+    result = CliRunner().invoke(app, ["check-repository", "--repository", str(sibling)])
+    assert result.exit_code == 0, result.output
+    assert "3 networks, 2 ensembles, nothing wrong" in result.output
+    with pytest.raises(RepositoryError, match="platform 'tensorrt_plan', backend '' cannot be served"):
+        read_repository(sibling)
+    replaced("pose_heads/config.pbtxt", "heatmaps_small", "heatmaps_tiny")(sibling)
+    assert "pose: " in faults(check_repository(sibling))
+    (sibling / "pose_heads/1/model.plan").rename(sibling / "pose_heads/1/model.trt")
+    assert "pose_heads/1/model.plan is missing" in faults(check_repository(sibling))
 
 
 def test_a_configure_that_would_break_the_repository_changes_nothing(repository: Path) -> None:

@@ -7,11 +7,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
 from export.__main__ import app
 from export.checkpoints import ExportError
-from export.tensorrt_plans.requirements import find_gpu, find_tensorrt
+from export.tensorrt_plans import conversion
+from export.tensorrt_plans.requirements import LEAST_CAPABILITY, find_gpu, find_tensorrt
 
 
 @pytest.fixture
@@ -22,7 +25,7 @@ def without_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_package_names_the_package_and_the_version_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [])
     sys.modules.pop("tensorrt", None)
-    with pytest.raises(ExportError, match=r"'tensorrt' is not installed.*tensorrt-cu12==10\.14\.1"):
+    with pytest.raises(ExportError, match=r"'tensorrt' is not installed.*tensorrt-cu13==10\.14\.1"):
         find_tensorrt("10.14.1")
 
 
@@ -104,6 +107,24 @@ def test_the_gpu_is_what_the_driver_says(tmp_path: Path) -> None:
 def test_a_driver_that_cannot_is_told(values: dict[str, int], told: str, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=told):
         find_gpu(driver(tmp_path, **values))
+
+
+def test_a_torch_that_does_not_get_the_gpu_is_told_before_anything_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plans take an hour to build and are compared with torch's help at the end."""
+    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="10.14.1.48"))  # type: ignore[arg-type]
+    monkeypatch.setattr(conversion, "find_gpu", lambda: find_gpu(driver(tmp_path)))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    request = conversion.PlanRequest(Path("model_repository"), tmp_path / "plans")
+    with pytest.raises(ExportError, match=r"torch 2\..* cannot use the GPU \(it is built "):
+        conversion.run_tensorrt(request, Console())
+
+
+def test_the_docs_ask_for_the_gpus_that_are_taken() -> None:
+    """Who buys or rents a node reads it there."""
+    docs = (Path(__file__).resolve().parents[3] / "docs" / "deployment.md").read_text()
+    assert f"compute capability {'.'.join(map(str, LEAST_CAPABILITY))} or higher" in docs
 
 
 def test_the_command_says_what_is_missing_and_writes_nothing(without_tensorrt: None, tmp_path: Path) -> None:
