@@ -232,6 +232,10 @@ class Visit:
         try:
             yield
             answered = True
+        except Overloaded as refusal:
+            if refusal.retry_after is None:  # a network's own queue is full: the way through ours is as long
+                refusal.retry_after = admission._retry_after(self.caller)
+            raise
         finally:
             admission.running -= 1
             admission.pace.end(admission._clock(), self._mark, self.rows, answered)
@@ -280,7 +284,9 @@ class Visit:
         self._admission.pace.took(self._expected, self._loop.time() - self._since)
 
     def _compare_late(self) -> None:
-        if self._loop.time() >= self.deadline:
+        now = self._loop.time()
+        # One given up sooner than it was expected to end tells nothing of how long it would have taken.
+        if now >= self.deadline and now - self._since > self._expected:
             self._compare()
 
     def give_way(self) -> None:

@@ -256,7 +256,7 @@ class BatchScheduler:
             # A request of several parts needs one free place, or it could never be taken by a short queue.
             if queue.policy.max_queue and len(queue.waiting) >= queue.policy.max_queue:
                 queue.statistics.rejected += 1
-                raise Overloaded(f"model {queue.name!r}: {len(queue.waiting)} requests wait already", retry_after=1.0)
+                raise Overloaded(f"model {queue.name!r}: {len(queue.waiting)} requests wait already")
             queue.statistics.requests += 1
             queue.waiting.extend(request.parts)
             self._changed.notify(len(request.parts))

@@ -53,7 +53,7 @@ def translate(error: InferenceServerException, model: str, server: str) -> Servi
     if code == "DEADLINE_EXCEEDED":
         return DeadlineExceeded(f"model {model!r} did not answer in time")
     if "Exceeds maximum queue size" in text:
-        return Overloaded(f"model {model!r}: the queue of {server} is full", retry_after=1.0)
+        return Overloaded(f"model {model!r}: the queue of {server} is full")
     if "Request timeout expired" in text:
         return DeadlineExceeded(f"model {model!r}: waited too long in the queue of {server}")
     if "unknown model" in text:

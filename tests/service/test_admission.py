@@ -253,6 +253,18 @@ async def test_a_turn_given_to_somebody_who_is_gone_goes_to_the_next() -> None:
     nothing_is_left(admission)
 
 
+async def test_callers_without_patience_do_not_change_what_others_are_told() -> None:
+    """Each gives up long before the time expected, which says nothing of how long it would have taken."""
+    admission, somebody = Admission(Settings(max_running=1, max_waiting=100)), caller()
+    at_pace(admission, seconds_per_row=5.0)
+    before = (admission.pace._ratio, admission.pace._spread)
+    for _ in range(20):
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(run(admission, somebody, work=60, seconds=0.001), 0.005)
+    assert (admission.pace._ratio, admission.pace._spread) == before
+    nothing_is_left(admission)
+
+
 async def test_what_cannot_be_done_in_time_is_refused_at_once() -> None:
     admission, somebody = Admission(Settings(max_running=1, max_waiting=100)), caller()
     at_pace(admission, seconds_per_row=0.5)

@@ -13,6 +13,7 @@ import pytest
 
 from service.admission import Admission
 from service.engines.fake import FakeEngine
+from service.errors import Overloaded
 from service.keys import key_line, new_key
 from service.settings import Settings
 from tests.service.marked_people import Card, card_engine, encode, paint
@@ -111,6 +112,18 @@ async def test_a_deadline_that_the_queue_cannot_keep_is_refused_at_once(
     assert (await first).status_code == 200
     text = (await client.get("/metrics")).text
     assert 'tritonpose_rejected_total{reason="queue-deadline"} 1.0' in text
+
+
+async def test_a_full_queue_of_a_network_says_when_to_come_back(
+    service: tuple[Admission, httpx.AsyncClient, int], engine: FakeEngine
+) -> None:
+    """As the service's own queue does, by the work ahead, and not always in a second."""
+    admission, client, _ = service
+    engine.failures["pose"] = Overloaded("model 'pose': 128 requests wait already")
+    admission.pace._seconds = 7 * admission.pace._rows
+    refused = await post(client)
+    assert refused.status_code == 429 and refused.json()["type"] == "/problems/overloaded"
+    assert 7 <= int(refused.headers["retry-after"]) <= 60
 
 
 async def test_a_refusal_does_not_wait_for_the_body(
