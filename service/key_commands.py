@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from service.keys import Key, Limits, key_line, new_key, read_keys
+from service.keys import Key, Limits, check_key, key_line, new_key, read_keys
 
 commands = typer.Typer(help="Make API keys.", no_args_is_help=True)
 _errors = Console(stderr=True, highlight=False)
@@ -38,9 +38,11 @@ def hash_key(
 ) -> None:
     """The same for a key that exists already, read from standard input (an argument would be in process lists)."""
     key = sys.stdin.readline().strip()
-    if len(key) < 32:
-        _errors.print("[red]the key on standard input is shorter than 32 characters[/red]: it could be guessed")
-        raise typer.Exit(2)
+    try:
+        check_key(key)
+    except ValueError as error:
+        _errors.print(f"[red]the key on standard input[/red]: {error}")
+        raise typer.Exit(2) from None
     _add(name, key, Limits(rate, burst, concurrency), file)
 
 

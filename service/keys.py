@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 _PREFIX = "tpose_"
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _HASH = re.compile(r"sha256:([0-9a-f]{64})")
+# 128 bits where they are hexadecimal digits; what is shorter is a word, or somebody's test.
+_MIN_CHARACTERS = 32
 # How often a keys file is looked at, in seconds: one call of the system each.
 _LOOK_SECONDS = 1.0
 
@@ -57,6 +59,14 @@ class Key:
 def new_key() -> str:
     """A key of 256 random bits."""
     return _PREFIX + secrets.token_urlsafe(32)
+
+
+def check_key(key: str) -> None:
+    """Raises ValueError, without the key, for one that is too short to be beyond guessing."""
+    if len(key) < _MIN_CHARACTERS:
+        raise ValueError(
+            f"{len(key)} characters; at least {_MIN_CHARACTERS} random ones are expected (tritonpose keys create)"
+        )
 
 
 def digest_of(key: str) -> bytes:

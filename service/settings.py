@@ -10,11 +10,11 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.cores import available_cores
-from service.keys import read_keys
+from service.keys import check_key, read_keys
 
 REPOSITORY = Path(__file__).resolve().parent.parent / "model_repository"
 
@@ -22,7 +22,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent / "model_repository"
 class Settings(BaseSettings):
     """The service's settings. Raises pydantic's ValidationError naming the variable that does not fit."""
 
-    model_config = SettingsConfigDict(env_prefix="TRITONPOSE_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix="TRITONPOSE_", frozen=True, extra="forbid", hide_input_in_errors=True)
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all interfaces.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
@@ -115,6 +115,16 @@ class Settings(BaseSettings):
     def _split_list(cls, value: object) -> object:
         return tuple(one.strip() for one in value.split(",") if one.strip()) if isinstance(value, str) else value
 
+    @field_validator("api_keys", mode="after")
+    @classmethod
+    def _long_keys(cls, value: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        for number, key in enumerate(value, 1):
+            try:
+                check_key(key.get_secret_value())
+            except ValueError as error:
+                raise ValueError(f"key {number}: {error}") from None
+        return value
+
     @field_validator("trusted_proxies", mode="after")
     @classmethod
     def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -141,6 +151,16 @@ class Settings(BaseSettings):
         if value is not None:
             value = value.expanduser()
             read_keys(value)
+        return value
+
+    @field_validator("metrics_need_key", mode="after")
+    @classmethod
+    def _some_key(cls, value: bool, info: ValidationInfo) -> bool:
+        given = [info.data.get(name, "wrong") for name in ("api_keys", "api_keys_file")]  # wrong: told of by itself
+        if value and not any(given):
+            raise ValueError(
+                "/metrics would stay open: neither TRITONPOSE_API_KEYS nor TRITONPOSE_API_KEYS_FILE is set"
+            )
         return value
 
     @field_validator("triton_url", mode="after")

@@ -111,7 +111,7 @@ def test_a_triton_server_that_is_not_there_is_told_with_its_address(command: lis
 
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITONPOSE_MAX_IMAGES", "7")
-    monkeypatch.setenv("TRITONPOSE_API_KEYS", "secret-one,secret-two")
+    monkeypatch.setenv("TRITONPOSE_API_KEYS", "secret-one-of-32-characters-or-more,secret-two-of-32-characters-or-more")
     monkeypatch.setenv("COLUMNS", "200")
     stdout, _ = run("settings")
     assert "TRITONPOSE_MAX_IMAGES" in stdout

@@ -48,7 +48,9 @@ def test_the_limits_are_those_in_force() -> None:
 
 
 def test_the_document_tells_of_deadlines_refusals_and_keys() -> None:
-    document = create_app(Settings(cpu_threads=1, api_keys="alpha"), card_engine()).openapi()
+    document = create_app(
+        Settings(cpu_threads=1, api_keys="alpha-of-at-least-32-characters-1"), card_engine()
+    ).openapi()
     pose = document["paths"]["/v1/pose"]["post"]
     (timeout,) = [one for one in pose["parameters"] if one["in"] == "header"]
     assert timeout["name"] == "X-Request-Timeout"

@@ -28,6 +28,7 @@ from tests.service.marked_people import Card, as_json, card_engine, encode, pain
 CARDS = (Card(20, 30, 60, 120, 0.9), Card(150, 60, 80, 140, 0.7), Card(250, 10, 50, 100, 0.5))
 PHOTO = encode(paint(CARDS))
 JPEG = encode(paint(CARDS), ".jpg")
+ALPHA, BETA = "a-key-of-32-characters-and-more--1", "a-key-of-32-characters-and-more--2"
 
 
 def parsed(response: httpx.Response, status: int = 200) -> Any:
@@ -402,7 +403,7 @@ async def test_a_body_that_nobody_could_answer_need_not_travel(
 
 
 async def test_keys_guard_the_models_and_leave_health_open() -> None:
-    app = create_app(Settings(cpu_threads=1, api_keys="alpha, beta"), card_engine())
+    app = create_app(Settings(cpu_threads=1, api_keys=f"{ALPHA}, {BETA}"), card_engine())
     async with app.router.lifespan_context(app), connect(app) as client:
         await asyncio.wait_for(app.state.service.readiness.wait(), 20)
         refused = await client.post("/v1/pose", files={"image": PHOTO})
@@ -410,7 +411,7 @@ async def test_keys_guard_the_models_and_leave_health_open() -> None:
         assert refused.headers["www-authenticate"] == "Bearer"
         for headers in ({"X-API-Key": "gamma"}, {"Authorization": "Bearer alph"}, {"X-API-Key": "ä".encode("latin-1")}):
             problem(await client.get("/v1/models", headers=headers), 403, "forbidden")
-        for headers in ({"X-API-Key": "beta"}, {"Authorization": "bearer alpha"}):
+        for headers in ({"X-API-Key": BETA}, {"Authorization": f"bearer {ALPHA}"}):
             check_people(parsed(await client.post("/v1/pose", files={"image": PHOTO}, headers=headers)))
         for path in ("/", "/v1/health/live", "/v1/health/ready", "/metrics"):
             assert (await client.get(path)).status_code == 200

@@ -80,12 +80,16 @@ async def test_docs_load_nothing_from_elsewhere(client: httpx.AsyncClient) -> No
 
 
 async def test_docs_and_metrics_can_be_closed() -> None:
-    async with connected(Settings(cpu_threads=1, api_docs=False, metrics_need_key=True, api_keys="alpha")) as client:
+    async with connected(
+        Settings(cpu_threads=1, api_docs=False, metrics_need_key=True, api_keys="alpha-of-at-least-32-characters-1")
+    ) as client:
         assert (await client.get("/docs")).status_code == 404
         assert (await client.get("/openapi.json")).status_code == 404
         assert (await client.get("/metrics")).status_code == 401
         assert (await client.get("/metrics", headers={"X-API-Key": "beta"})).status_code == 403
-        assert (await client.get("/metrics", headers={"Authorization": "Bearer alpha"})).status_code == 200
+        assert (
+            await client.get("/metrics", headers={"Authorization": "Bearer alpha-of-at-least-32-characters-1"})
+        ).status_code == 200
         assert (await client.get("/v1/health/ready")).status_code == 200
 
 

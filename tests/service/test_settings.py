@@ -25,9 +25,14 @@ def test_the_environment_holds_and_other_variables_do_no_harm(monkeypatch: pytes
 
 
 def test_keys_are_a_list_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRITONPOSE_API_KEYS", "first-key, second-key,")
+    monkeypatch.setenv(
+        "TRITONPOSE_API_KEYS", "first-key-of-32-characters-or-more, second-key-of-32-characters-or-more,"
+    )
     keys = Settings().api_keys
-    assert [key.get_secret_value() for key in keys] == ["first-key", "second-key"]
+    assert [key.get_secret_value() for key in keys] == [
+        "first-key-of-32-characters-or-more",
+        "second-key-of-32-characters-or-more",
+    ]
     assert "first" not in repr(Settings())
 
 
@@ -49,12 +54,22 @@ def test_keys_are_a_list_and_never_shown(monkeypatch: pytest.MonkeyPatch) -> Non
         ("TRUSTED_PROXIES", "*"),
         ("TRUSTED_PROXIES", "10.0.0.1, proxy.local"),
         ("API_KEYS_FILE", "/there/is/no/such/file"),
+        ("API_KEYS", "a-key-that-is-long-enough-for-anybody, short"),
+        ("METRICS_NEED_KEY", "true"),
     ],
 )
 def test_mistakes_are_told(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(f"TRITONPOSE_{name}", value)
     with pytest.raises(ValidationError, match=name.lower()):
         Settings()
+
+
+def test_a_key_that_can_be_guessed_is_told_without_being_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITONPOSE_API_KEYS", "a-key-that-is-long-enough-for-anybody,swordfish")
+    monkeypatch.setenv("TRITONPOSE_METRICS_NEED_KEY", "true")
+    with pytest.raises(ValidationError, match="key 2: 9 characters; at least 32") as caught:
+        Settings()
+    assert "swordfish" not in str(caught.value) and caught.value.error_count() == 1
 
 
 def test_lists_and_files_of_keys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

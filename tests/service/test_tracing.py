@@ -136,9 +136,9 @@ def ask(address: str, **headers: str) -> httpx.Response:
 def test_stages_are_spans_below_the_request_in_the_callers_trace(
     collector: Collector, repository: Path, tmp_path: Path
 ) -> None:
-    logged = {"TRITONPOSE_LOG_FORMAT": "json", "TRITONPOSE_API_KEYS": "a-secret-key"}
+    logged = {"TRITONPOSE_LOG_FORMAT": "json", "TRITONPOSE_API_KEYS": "a-secret-key-of-32-characters-or-more"}
     with serving(repository, tmp_path / "log", variables=variables(collector) | logged) as running:
-        key = {"X-API-Key": "a-secret-key"}
+        key = {"X-API-Key": "a-secret-key-of-32-characters-or-more"}
         answer = ask(running.address, traceparent=f"00-{TRACE}-{CALLER}-01", **key)
         spans = collector.wait_for("POST /v1/pose")
         ask(running.address, traceparent=f"00-{TRACE[::-1]}-{CALLER}-00", **key)  # its caller does not record it
