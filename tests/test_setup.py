@@ -54,6 +54,7 @@ EXCEPTIONS = {
     # Measured with a tritonserver of their own.
     Path("loadtest/triton.py"): ("deploy.triton", "service.client"),
     Path("loadtest/outage.py"): ("deploy.triton",),
+    Path("loadtest/gpu.py"): ("deploy.triton", "service.client"),
     Path("loadtest/chaos.py"): ("deploy.triton", "service.client"),
     Path("loadtest/profile.py"): ("deploy.triton", "service.client"),
     # Its steps one by one; the service with a leak around it; what other servers need to do the same work.
