@@ -75,6 +75,18 @@ def test_docs_dashboard_and_alerts_name_only_metrics_that_are_there(families: di
     assert not {(where, name) for where, name in unknown if not name.startswith(python)}
 
 
+def test_the_dashboard_shows_all_that_the_docs_say(families: dict[str, Metric]) -> None:
+    """What is not on it is looked at by nobody, until it is too late."""
+    dashboard = json.loads((ROOT / "deploy/grafana/dashboards/tritonpose.json").read_text())
+    asked = "\n".join(target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", []))
+    # What the dashboard asks for by the name of a rule.
+    for rule in re.finditer(r"- record: (\S+)\n\s+expr: (.+)", (ROOT / "deploy/prometheus/rules.yml").read_text()):
+        asked += f"\n{rule[2]}" if rule[1] in asked else ""
+    shown = {base(name) for name in NAME.findall(asked)}
+    assert {name for name in families if name.startswith("tritonpose_")} <= shown
+    assert {"process_cpu_seconds", "process_resident_memory_bytes", "process_open_fds"} <= shown
+
+
 def test_reasons_of_the_docs_are_counted_and_others_do_not_pile_up() -> None:
     table = OPERATIONS.partition("### Reasons")[2].partition("\n###")[0]
     told = {word for row in table.splitlines() for word in re.findall(r"`([a-z-]+)`", row.partition("|")[2][:200])}
