@@ -58,13 +58,15 @@ async def finish_within(
     try:
         await asyncio.wait((task, hang_up), timeout=max(0.0, seconds), return_when=asyncio.FIRST_COMPLETED)
         if task.done():
-            hang_up.cancel()
             return task.result()
         if hang_up.done():
             raise ClientGone("the caller hung up before the answer")
         raise DeadlineExceeded(f"no answer within {seconds if asked is None else asked:g} s")
     finally:
+        # Also when it is us who are cancelled, be it at the moment at which the work ended.
+        hang_up.cancel()
         if not task.done():
             task.cancel()
-            hang_up.cancel()
             await asyncio.gather(task, hang_up, return_exceptions=True)
+        elif not task.cancelled():
+            task.exception()  # seen: asyncio would log it as never retrieved

@@ -17,6 +17,7 @@
     ├── ClientGone            499  the caller hung up
     ├── EngineUnavailable     503  engine gone, starting or draining (Retry-After)
     │   └── ModelNotFound     503  a model the pipeline needs is not loaded
+    ├── OutOfMemory           503  the process may have no more memory now (Retry-After)
     └── DeadlineExceeded      504  the request's time is up
 
 ``InferenceFailed`` (500) is the one that is never the caller's fault and not transient either.
@@ -155,6 +156,12 @@ class ModelNotFound(EngineUnavailable):
     """The engine has no such model loaded."""
 
     type, title = "model-not-found", "Model not loaded"
+
+
+class OutOfMemory(ServiceError):
+    """The process gets no more memory now."""
+
+    status, type, title = 503, "out-of-memory", "Out of memory"
 
 
 class DeadlineExceeded(ServiceError):

@@ -40,8 +40,15 @@ _BRANDS = {b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIF", b"msf1": "HEIF", b
 
 # A picture smaller than this holds no person; it is nearly always a broken upload or a tracking pixel.
 MIN_SIDE = 8
+# Files have a chunk for each 8 to 64 kB; who has more of them than this is not looked for an orientation behind them.
+_MAX_CHUNKS = 10_000
 # Each scan of a progressive JPEG runs over the whole picture: ordinary files have about ten, a bomb has thousands.
 _MAX_SCANS = 100
+
+# Bytes a pixel at the worst moment of decoding, as measured in :mod:`tests.service.test_decoding_memory`: a plain JPEG
+# (3 stay), what else OpenCV decodes, and by Pillow pictures of one channel, others, and WebP with transparency.
+_PLAIN_JPEG, _PLAIN_OTHER, _ONE_CHANNEL, _CHANNELS, _WEBP = 6, 8, 7, 10, 19
+_ONE_CHANNEL_MODES = frozenset({"1", "L", "P", "I;16", "I;16B", "I;16L"})
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,19 @@ class ImageHeader:
     def pixels(self) -> int:
         """Number of pixels."""
         return self.width * self.height
+
+    @property
+    def cost(self) -> int:
+        """Pixels of a plain JPEG that take as much memory to decode."""
+        if self.plain:
+            if self.format == "JPEG":
+                return self.pixels
+            bytes_each = _PLAIN_OTHER
+        elif self.format == "WEBP":
+            bytes_each = _WEBP
+        else:
+            bytes_each = _ONE_CHANNEL if self.mode in _ONE_CHANNEL_MODES else _CHANNELS
+        return self.pixels * bytes_each // _PLAIN_JPEG
 
 
 def read_header(data: bytes, max_pixels: int, max_bytes: int | None = None) -> ImageHeader:
@@ -112,6 +132,8 @@ def _open(data: bytes) -> Image.Image:
         return Image.open(io.BytesIO(data), formats=_FORMATS)
     except UnidentifiedImageError:
         raise _refusal(data) from None
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow's readers raise nearly anything on hostile bytes
         raise InvalidImage(f"not a readable picture: {error}") from error
 
@@ -162,11 +184,35 @@ def _looks_complete(image_format: str, data: bytes) -> bool:
 
 
 def _orientation(image: Image.Image, image_format: str, data: bytes) -> int:
-    # Pillow decodes a whole PNG to look for an EXIF chunk behind the pixels: search the bytes first.
-    if image_format == "PNG" and b"eXIf" not in data and b"Raw profile type exif" not in data:
-        return 1
     try:
-        value = image.getexif().get(_ORIENTATION_TAG, 1)
+        value = (_png_exif(image, data) if image_format == "PNG" else image.getexif()).get(_ORIENTATION_TAG, 1)
+    except MemoryError:
+        raise
     except Exception:  # a broken EXIF block does not make the pixels unreadable
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _png_exif(image: Image.Image, data: bytes) -> Image.Exif:
+    """A PNG's EXIF block, wherever it stands. Pillow's own way to one behind the pixels is to decode them all."""
+    if b"eXIf" in data and "exif" not in image.info:
+        block = _png_chunk(data, b"eXIf")
+        if block is not None:
+            image.info["exif"] = b"Exif\0\0" + block
+    if "exif" in image.info or "Raw profile type exif" in image.info:
+        return Image.Image.getexif(image)  # not the PNG reader's, which decodes
+    return Image.Exif()
+
+
+def _png_chunk(data: bytes, kind: bytes) -> bytes | None:
+    """The body of the first chunk of that kind."""
+    first = 8
+    for _ in range(_MAX_CHUNKS):
+        length, found = data[first : first + 4], data[first + 4 : first + 8]
+        if len(found) < 4:
+            return None
+        end = first + 8 + int.from_bytes(length, "big")
+        if found == kind:
+            return data[first + 8 : end]
+        first = end + 4
+    return None

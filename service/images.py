@@ -22,6 +22,9 @@ Pixels = npt.NDArray[np.uint8]
 # What libjpeg-turbo decodes to a half, a quarter and an eighth, as flags beside the colour order.
 _REDUCED = (0, cv2.IMREAD_REDUCED_GRAYSCALE_2, cv2.IMREAD_REDUCED_GRAYSCALE_4, cv2.IMREAD_REDUCED_GRAYSCALE_8)
 
+# Pixels that are converted at a time: more than most pictures have, and 10 MB of copies.
+_STRIP = 1 << 19
+
 
 def reducible(header: ImageHeader, level: int) -> int:
     """The level, up to that one, at which a picture can be decoded: 0 unless it is a JPEG of sides that divide."""
@@ -81,7 +84,9 @@ def _decode_with_opencv(data: bytes, reduced: int = 0) -> Pixels | None:
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION | reduced
     try:
         decoded = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error:
+    except cv2.error as error:
+        if error.code == cv2.Error.StsNoMem:
+            raise MemoryError(str(error)) from error
         return None
     return None if decoded is None else decoded.astype(np.uint8, copy=False)
 
@@ -90,9 +95,24 @@ def _decode_with_pillow(data: bytes) -> Pixels:
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
             image.load()
-            return _to_rgb(image)
+            return _in_strips(image)
+    except MemoryError:
+        raise  # no fault of the picture
     except Exception as error:  # Pillow's decoders raise nearly anything on hostile bytes
         raise InvalidImage(f"the picture cannot be decoded: {error}") from error
+
+
+def _in_strips(image: Image.Image) -> Pixels:
+    """A loaded picture to RGB, some rows at a time: the steps between hold up to five copies of 4 bytes a pixel."""
+    width, height = image.size
+    rows = max(1, _STRIP // width)
+    if rows >= height:
+        return _to_rgb(image)
+    pixels = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        pixels[top:bottom] = _to_rgb(image.crop((0, top, width, bottom)))
+    return pixels
 
 
 def _to_rgb(image: Image.Image) -> Pixels:

@@ -122,7 +122,7 @@ class Metrics:
 
     def answered(self, stages: Stages) -> None:
         """Record where the time of one answered pose request went."""
-        for stage, seconds in stages.seconds.items():
+        for stage, seconds in stages.copy().items():
             self.stages.labels(stage).observe(seconds)
 
     @property

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
@@ -53,6 +54,8 @@ _GAP_SECONDS = 15.0
 _GAP_PAUSE = 0.2
 # Pictures of one detector call: enough to fill a batch, few enough that their pixels do not pile up.
 _GROUP = 16
+# What a picture to draw on takes of the budget: it, and up to three copies of a file as large as it (noise as PNG).
+_DRAWN = 2
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,7 @@ class PosePipeline:
         *,
         headers: Sequence[ImageHeader] | None = None,
         keep_pixels: bool = False,
+        until: AsyncExitStack | None = None,
         models: Models | None = None,
         deadline: float | None = None,
     ) -> Answer:
@@ -106,6 +110,7 @@ class PosePipeline:
             stages: gets the seconds of each stage; None when nobody asks.
             headers: what :meth:`read_headers` gave for these pictures, when it was called before.
             keep_pixels: hand the decoded pictures back too, for drawing.
+            until: takes over what one picture has of the pixel budget, until its pixels are drawn on and let go.
             models: that answer; those that the engine serves now when None.
             deadline: by the event loop's clock; each engine call gets what is left. None for no limit.
 
@@ -115,10 +120,12 @@ class PosePipeline:
             EngineUnavailable, ModelNotFound, InferenceFailed, DeadlineExceeded: from the engine.
         """
         stages = stages if stages is not None else Stages()
+        if until is not None and len(pictures) != 1:
+            raise ValueError(f"{len(pictures)} pictures: the second would wait for what the first holds")
         if models is not None:
             presets = await self.presets.find(options.model, models)
-            return await self._run(pictures, options, stages, headers, keep_pixels, models, presets, deadline)
-        arguments = (pictures, options, stages, headers, keep_pixels)
+            return await self._run(pictures, options, stages, headers, keep_pixels, until, models, presets, deadline)
+        arguments = (pictures, options, stages, headers, keep_pixels, until)
         clock = asyncio.get_running_loop().time
         gap_ends: float | None = None
         replaced = 0
@@ -164,6 +171,7 @@ class PosePipeline:
         stages: Stages,
         headers: Sequence[ImageHeader] | None,
         keep_pixels: bool,
+        until: AsyncExitStack | None,
         models: Models,
         presets: tuple[PosePreset, DetectorPreset],
         deadline: float | None,
@@ -175,8 +183,16 @@ class PosePipeline:
             headers = await self.off_loop(self.read_headers, pictures, stages)
         answers: list[PosedPicture] = []
         for group in self._groups(headers):
-            async with self._budget.hold(sum(headers[index].pixels for index in group)):
-                answers += await run.group([Given(index, pictures[index], headers[index]) for index in group])
+            given = [Given(index, pictures[index], headers[index]) for index in group]
+            cost = sum(headers[index].cost for index in group)
+            if until is None:
+                async with self._budget.hold(cost):
+                    answers += await run.group(given)
+            else:
+                async with AsyncExitStack() as stack:
+                    await stack.enter_async_context(self._budget.hold(max(cost, _DRAWN * headers[0].pixels)))
+                    answers += await run.group(given)
+                    until.push_async_exit(stack.pop_all())
         return Answer(answers, options, pose)
 
     def read_headers(self, pictures: Sequence[Picture], stages: Stages) -> list[ImageHeader]:
@@ -210,11 +226,11 @@ class PosePipeline:
         group: list[int] = []
         pixels = 0
         for index, header in enumerate(headers):
-            if group and (len(group) == _GROUP or pixels + header.pixels > self._settings.max_pixels):
+            if group and (len(group) == _GROUP or pixels + header.cost > self._settings.max_pixels):
                 yield group
                 group, pixels = [], 0
             group.append(index)
-            pixels += header.pixels
+            pixels += header.cost
         if group:
             yield group
 

@@ -11,6 +11,9 @@ from contextlib import asynccontextmanager
 class PixelBudget:
     """A semaphore that counts pixels, first come first served.
 
+    A pixel is 3 bytes that stay and as many again while a decoder works; kinds of files that take more count as more
+    pixels (:attr:`service.image_header.ImageHeader.cost`).
+
     A group that alone is larger than the budget is let in when nothing else is held, so nobody waits for ever.
     """
 

@@ -9,8 +9,10 @@ from fastapi.routing import APIRoute
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.errors import ServiceError
+from service.errors import OutOfMemory, ServiceError
 from service.problems import answer_error
+
+_RETRY_SECONDS = 2.0
 
 
 class PlainRoute(APIRoute):
@@ -29,5 +31,9 @@ class PlainRoute(APIRoute):
                 return await endpoint(request)
             except ServiceError as error:
                 return answer_error(error, request)
+            except MemoryError:
+                # What was asked for is free again: others end, and this one may come back.
+                told = OutOfMemory("there is no more memory for this request now", retry_after=_RETRY_SECONDS)
+                return answer_error(told, request)
 
         return call

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import hashlib
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ async def pose(request: Request) -> Response:
     given: list[tuple[str, object]] = [*request.query_params.multi_items()]
     options = read_options(given, defaults)  # a wrong option is told before the body travels
     with service.admission.enter(caller, deadline) as visit:
-        body, headers = await _read_body(request, service, visit, stages)
+        body, headers = await _read_body(request, service, visit, stages, seconds)
         record.images = len(body.pictures)
         if body.options:
             given += body.options
@@ -80,21 +81,29 @@ async def pose(request: Request) -> Response:
 
         _weigh(visit, service, body, headers, options)
 
+        async def find(held: AsyncExitStack | None) -> Answer:
+            answer = await service.pipeline.run(
+                body.pictures,
+                options,
+                stages,
+                headers=headers,
+                keep_pixels=held is not None,
+                until=held,
+                deadline=deadline,
+            )
+            _learn(service, body, answer, defaults.max_people)
+            record.people = sum(len(picture.people) for picture in answer.pictures)
+            return answer
+
         async def work() -> bytes:
             async with visit.turn(stages):
-                answer = await service.pipeline.run(
-                    body.pictures,
-                    options,
-                    stages,
-                    headers=headers,
-                    keep_pixels=bool(drawn_type),
-                    deadline=deadline,
-                )
-                _learn(service, body, answer, defaults.max_people)
-                record.people = sum(len(picture.people) for picture in answer.pictures)
-                if drawn_type or record.people > FEW_PEOPLE:
-                    return await service.pipeline.off_loop(_encode, answer, drawn_type, service, stages)
-                return _encode(answer, drawn_type, service, stages)
+                if drawn_type:
+                    async with AsyncExitStack() as held:  # the picture's pixels count until it is drawn and encoded
+                        return await service.pipeline.off_loop(_draw, await find(held), drawn_type, service, stages)
+                answer = await find(None)
+                if (record.people or 0) > FEW_PEOPLE:
+                    return await service.pipeline.off_loop(_encode, answer, service, stages)
+                return _encode(answer, service, stages)
 
         left = deadline - asyncio.get_running_loop().time()
         data = await finish_within(work(), left, _hang_up(request), asked=seconds)
@@ -176,7 +185,7 @@ def _authorize(request: Request) -> Caller:
 
 
 async def _read_body(
-    request: Request, service: Service, visit: Visit, stages: Stages
+    request: Request, service: Service, visit: Visit, stages: Stages, seconds: float
 ) -> tuple[Body, list[ImageHeader]]:
     headers = request.headers
     declared = headers.get("content-length", "")
@@ -193,7 +202,11 @@ async def _read_body(
     kind = headers.get("content-type", "")
     if len(data) <= _SMALL_BODY and ordinary_jpeg(data) is not None:
         return _parse(kind, data, service, stages)
-    return await service.pipeline.off_loop(_parse, kind, data, service, stages)
+    parsing = service.pipeline.off_loop(_parse, kind, data, service, stages)
+    if len(data) <= _SMALL_BODY:
+        return await parsing
+    left = visit.deadline - asyncio.get_running_loop().time()
+    return await finish_within(parsing, left, _hang_up(request), asked=seconds)
 
 
 def _weigh(visit: Visit, service: Service, body: Body, headers: Sequence[ImageHeader], options: PoseOptions) -> None:
@@ -233,13 +246,18 @@ def _drawn_type(request: Request, options: PoseOptions, format_given: bool) -> s
     return wanted
 
 
-def _encode(answer: Answer, drawn_type: str | None, service: Service, stages: Stages) -> bytes:
+def _draw(answer: Answer, drawn_type: str, service: Service, stages: Stages) -> bytes:
+    service.metrics.people_answered(answer.pictures)
+    threshold = answer.options.score_threshold or 0.0
+    with stages.measure("draw"):
+        canvas = draw_people(answer.pictures[0], answer.pose.skeleton, threshold, in_place=True)
+        return encode_picture(canvas, drawn_type, overwrite=True)
+
+
+def _encode(answer: Answer, service: Service, stages: Stages) -> bytes:
     options = answer.options
     threshold = options.score_threshold or 0.0
     service.metrics.people_answered(answer.pictures)
-    if drawn_type:
-        with stages.measure("draw"):
-            return encode_picture(draw_people(answer.pictures[0], answer.pose.skeleton, threshold), drawn_type)
     with stages.measure("encode"):
         if options.format == "results":
             return coco.encode(coco.results(answer.pictures))

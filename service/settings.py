@@ -64,7 +64,9 @@ class Settings(BaseSettings):
     max_pixels: int = Field(50_000_000, ge=100_000, description="Largest picture in pixels (413 above).")
     max_images: int = Field(100, gt=0, description="Most pictures in one request (413 above).")
     pixel_budget: int = Field(
-        64_000_000, gt=0, description="Decoded pixels held at a time by all requests together (3 bytes each)."
+        64_000_000,
+        gt=0,
+        description="Pixels held at a time by all requests together (6 bytes each while decoded, of some files more).",
     )
 
     max_running: int = Field(8, gt=0, description="Requests worked on at a time.")

@@ -46,10 +46,15 @@ class Stages:
             if end is not None:
                 end(ended, failed)
 
+    def copy(self) -> dict[str, float]:
+        """Seconds by stage as they are now; threads of a request that was given up may still add to them."""
+        with self._lock:
+            return dict(self.seconds)
+
     def server_timing(self) -> str:
         """The value of a ``Server-Timing`` header (milliseconds, W3C Server Timing)."""
-        return ", ".join(f"{stage};dur={seconds * 1e3:.2f}" for stage, seconds in self.seconds.items())
+        return ", ".join(f"{stage};dur={seconds * 1e3:.2f}" for stage, seconds in self.copy().items())
 
     def milliseconds(self) -> dict[str, float]:
         """Milliseconds by stage, rounded to microseconds."""
-        return {stage: round(seconds * 1e3, 3) for stage, seconds in self.seconds.items()}
+        return {stage: round(seconds * 1e3, 3) for stage, seconds in self.copy().items()}

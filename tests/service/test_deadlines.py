@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+from typing import Any
 
 import pytest
 
@@ -81,3 +83,25 @@ async def test_an_error_of_the_work_is_the_error() -> None:
 
     with pytest.raises(KeyError):
         await finish_within(work(), 5, forever())
+
+
+@pytest.mark.parametrize("steps", range(1, 7))
+async def test_who_is_cancelled_leaves_nothing_behind(steps: int) -> None:
+    """At whatever moment: a task that waits for a caller to hang up would stay as long as his connection."""
+    complaints: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+
+    async def work() -> None:
+        raise KeyError("x")
+
+    outer = asyncio.ensure_future(finish_within(work(), 5, forever()))
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    outer.cancel()
+    with pytest.raises((asyncio.CancelledError, KeyError)):
+        await outer
+    await asyncio.sleep(0.01)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    del outer
+    gc.collect()
+    assert not complaints

@@ -51,6 +51,20 @@ def test_without_pixels_there_is_nothing_to_draw_on() -> None:
         draw_people(empty, COCO17, 0.5)
 
 
+def test_drawing_in_place_gives_the_same_picture() -> None:
+    """Of a large photograph each copy is 150 MB."""
+    expected, own = draw_people(picture(), COCO17, 0.5), picture()
+    drawn = draw_people(own, COCO17, 0.5, in_place=True)
+    assert drawn is own.pixels
+    assert np.array_equal(drawn, expected)
+    for media_type in ("image/png", "image/jpeg"):
+        assert encode_picture(drawn.copy(), media_type, overwrite=True) == encode_picture(expected, media_type)
+    locked = picture()
+    assert locked.pixels is not None
+    locked.pixels.flags.writeable = False
+    assert np.array_equal(draw_people(locked, COCO17, 0.5, in_place=True), expected)
+
+
 @pytest.mark.parametrize(("media_type", "name"), [("image/png", "PNG"), ("image/jpeg", "JPEG")])
 def test_files_are_what_they_say_in_rgb(media_type: str, name: str) -> None:
     pixels = np.zeros((32, 32, 3), np.uint8)

@@ -70,6 +70,37 @@ def test_exif_orientation_is_applied_once(orientation: int, image_format: str) -
     assert np.abs(decoded.astype(int) - expected).max() <= 2
 
 
+def png_chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def test_an_exif_block_behind_the_pixels_is_read_without_decoding_them() -> None:
+    """A hundred large PNGs in one body would else be decoded before anything counts their pixels."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    block = png_chunk(b"eXIf", exif.tobytes()[6:])
+    good = encoded(picture(), "PNG")
+    ordinary = good[:-12] + block + good[-12:]
+    with Image.open(io.BytesIO(ordinary)) as reference:
+        expected = np.asarray(ImageOps.exif_transpose(reference).convert("RGB"))
+    assert np.array_equal(read(ordinary), expected)
+    # Pixels that no decoder would get through.
+    broken = good[:33] + png_chunk(b"IDAT", b"no zlib stream") + block + good[-12:]
+    assert read_header(broken, LIMIT).orientation == 6
+    with pytest.raises(InvalidImage):
+        read(broken)
+
+
+def test_a_png_of_chunks_without_end_is_searched_in_little_time() -> None:
+    data = encoded(picture(), "PNG")
+    many = data[:-12] + png_chunk(b"teSt", b"") * 1_000_000 + png_chunk(b"eXIf", b"") + data[-12:]
+    started = time.thread_time()
+    assert read_header(many, LIMIT).orientation == 1
+    assert time.thread_time() - started < 0.2
+    for length in (2**31, 2**32 - 1):
+        assert read_header(data[:-12] + struct.pack(">I", length) + b"eXIf" + data[-12:], LIMIT).orientation == 1
+
+
 def test_orientation_of_plain_arrays_agrees_with_pillow() -> None:
     stored = np.asarray(picture(5, 3))
     for orientation in range(1, 9):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 
 import cv2
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from service.engines.fake import FakeEngine
 from service.errors import EngineUnavailable, InferenceFailed, InvalidImage, InvalidOption, ModelNotFound, TooLarge
@@ -266,6 +269,49 @@ async def test_pixels_are_kept_only_for_drawing_and_stages_are_told(pipeline: Po
     assert {"decode", "letterbox", "detector", "suppress", "crop", "pose", "people"} <= set(stages.seconds)
     kept = await pipeline.run([one(*CARDS)], PoseOptions(), keep_pixels=True)
     assert np.array_equal(kept.pictures[0].pixels, paint(CARDS))
+
+
+async def test_pixels_that_are_kept_count_until_they_are_let_go(engine: FakeEngine) -> None:
+    """Else drawn answers of large photographs would pile up beside the budget."""
+    await engine.start()
+    pipeline = PosePipeline(engine, Settings(cpu_threads=1, max_pixels=100_000, pixel_budget=100_000))
+    async with AsyncExitStack() as until:
+        await pipeline.run([one(*CARDS)], PoseOptions(), keep_pixels=True, until=until)
+        other = asyncio.ensure_future(pipeline.run([one(*CARDS)], PoseOptions()))
+        await asyncio.sleep(0.2)
+        assert not other.done()
+    assert len((await asyncio.wait_for(other, 20)).pictures[0].people) == len(CARDS)
+    engine.failures["pose"] = InferenceFailed("out of memory")
+    async with AsyncExitStack() as until:
+        with pytest.raises(InferenceFailed):
+            await pipeline.run([one(*CARDS)], PoseOptions(), keep_pixels=True, until=until)
+        engine.failures.clear()
+        await asyncio.wait_for(pipeline.run([one(*CARDS)], PoseOptions()), 20)  # what failed holds nothing
+        with pytest.raises(ValueError, match="2 pictures"):
+            await pipeline.run([one(*CARDS)] * 2, PoseOptions(), keep_pixels=True, until=until)
+    pipeline.close()
+
+
+async def test_files_that_are_dear_to_decode_are_decoded_one_after_the_other(engine: FakeEngine) -> None:
+    """By their pixels alone two of them would fit; a WebP with transparency takes three times the memory of a JPEG."""
+    await engine.start()
+    pipeline = PosePipeline(engine, Settings(cpu_threads=1, max_pixels=200_000, pixel_budget=200_000))
+    buffer = io.BytesIO()
+    image = Image.fromarray(paint(CARDS))
+    image.putalpha(200)
+    image.save(buffer, "WEBP")
+    for data, beside in ((encode(paint(CARDS), ".jpg"), True), (buffer.getvalue(), False)):
+        first, second = (
+            asyncio.ensure_future(pipeline.run([Picture(data, 1, np.zeros((0, 4)))], PoseOptions())) for _ in range(2)
+        )
+        free = []
+        while not (first.done() and second.done()):
+            free.append(pipeline._budget._free)
+            await asyncio.sleep(0)
+        await asyncio.gather(first, second)
+        held = 200_000 - min(free)
+        assert held == (2 * 320 * 240 if beside else 200_000)
+    pipeline.close()
 
 
 async def test_many_requests_at_a_time_do_not_mix(pipeline: PosePipeline) -> None:

@@ -7,6 +7,7 @@ import base64
 import io
 import json
 import struct
+import threading
 import time
 import zlib
 from collections.abc import AsyncIterator
@@ -19,6 +20,7 @@ from fastapi import FastAPI
 from PIL import Image
 from pycocotools.coco import COCO
 
+from service import routes
 from service.app import create_app
 from service.engines.fake import FakeEngine
 from service.errors import InferenceFailed
@@ -154,6 +156,22 @@ async def test_the_drawn_picture(client: httpx.AsyncClient, query: str, accept: 
     with Image.open(io.BytesIO(response.content)) as drawn:
         assert (drawn.format, drawn.size) == (kind, (320, 240))
         assert np.abs(np.asarray(drawn.convert("RGB")).astype(int) - paint(CARDS)).max() > 100
+
+
+async def test_a_picture_counts_until_it_is_drawn_and_encoded(
+    app: FastAPI, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget = app.state.service.pipeline._budget
+    held, encode_picture = [], routes.encode_picture
+
+    def watched(*args: Any, **kwargs: Any) -> bytes:
+        held.append(budget._total - budget._free)
+        return encode_picture(*args, **kwargs)
+
+    monkeypatch.setattr(routes, "encode_picture", watched)
+    assert (await client.post("/v1/pose?format=image", files={"image": PHOTO})).status_code == 200
+    assert held == [2 * 320 * 240]
+    assert budget._free == budget._total
 
 
 async def test_one_picture_only_is_drawn(client: httpx.AsyncClient) -> None:
@@ -318,6 +336,36 @@ async def test_failures_and_surprises_of_models_are_500(client: httpx.AsyncClien
     check_people(parsed(await client.post("/v1/pose", files={"image": PHOTO})))
 
 
+async def test_too_little_memory_is_503_and_passes(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def decode(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("service.images.decode", decode)
+        short = await client.post("/v1/pose", files={"image": PHOTO})
+        problem(short, 503, "out-of-memory")
+        assert int(short.headers["retry-after"]) >= 1
+    check_people(parsed(await client.post("/v1/pose", files={"image": PHOTO})))
+    assert 'tritonpose_rejected_total{reason="out-of-memory"} 1.0' in (await client.get("/metrics")).text
+
+
+async def test_parsing_a_large_body_ends_with_the_deadline(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released = threading.Event()
+
+    def parse(*_: object) -> None:
+        released.wait(10)
+
+    monkeypatch.setattr(routes, "_parse", parse)
+    started = time.perf_counter()
+    headers = {"Content-Type": "image/png", "X-Request-Timeout": "0.2"}
+    late = await client.post("/v1/pose", content=PHOTO + bytes(300_000), headers=headers)
+    released.set()
+    assert "0.2 s" in problem(late, 504, "deadline-exceeded")["detail"]
+    assert time.perf_counter() - started < 8
+
+
 async def test_before_the_models_are_loaded_it_lives_but_is_not_ready(engine: FakeEngine) -> None:
     engine.available = False
     app = create_app(Settings(cpu_threads=1), engine)
@@ -415,6 +463,22 @@ async def test_keys_guard_the_models_and_leave_health_open() -> None:
             check_people(parsed(await client.post("/v1/pose", files={"image": PHOTO}, headers=headers)))
         for path in ("/", "/v1/health/live", "/v1/health/ready", "/metrics"):
             assert (await client.get(path)).status_code == 200
+
+
+async def test_every_operation_that_is_said_to_need_a_key_does() -> None:
+    app = create_app(Settings(cpu_threads=1, api_keys=ALPHA), card_engine())
+    async with app.router.lifespan_context(app), connect(app) as client:
+        await asyncio.wait_for(app.state.service.readiness.wait(), 20)
+        guarded = set()
+        for path, operations in parsed(await client.get("/openapi.json"))["paths"].items():
+            for method, operation in operations.items():
+                answer = await client.request(method, path.replace("{name}", "pose"))
+                if "security" in operation:
+                    guarded.add((method, path))
+                    problem(answer, 401, "unauthorized")
+                else:
+                    assert answer.status_code == 200
+        assert {("post", "/v1/pose"), ("get", "/v1/models"), ("get", "/v1/models/{name}")} == guarded
 
 
 async def test_limits_on_bytes_hold_whatever_the_header_says() -> None:
