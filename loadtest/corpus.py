@@ -162,19 +162,41 @@ def _bombs() -> Iterator[Specimen]:
     flat = Image.new("1", (20_000, 20_000))
     yield Specimen("PNG of 400 million white pixels", _encoded(flat, "PNG"), "image/png", _LARGE)
     yield Specimen("PNG of 49 million pixels", _encoded(Image.new("1", (7_000, 7_000)), "PNG"), "image/png", _GOOD)
+    # Those that take most memory for each pixel, as large as they may be.
+    for name, colour, depth in (("RGBA", 6, 8), ("RGBA of 16 bits", 6, 16), ("16 bits", 0, 16)):
+        data = _flat_png(7_000, 7_000, colour, depth)
+        yield Specimen(f"PNG of 49 million pixels, {name}", data, "image/png", _GOOD)
     huge = _with_jpeg_size(_encoded(_scene(), "JPEG"), 65_535, 65_535)
     yield Specimen("JPEG that promises 4 thousand million pixels", huge, "image/jpeg", _LARGE)
     scan = _encoded(_scene(), "JPEG", progressive=True)
     last = scan.rindex(b"\xff\xda")
     many = scan[:last] + scan[last:-2] * 300 + scan[-2:]
     yield Specimen("JPEG of 300 scans", many, "image/jpeg", _BAD)
-    header = b"iCCP" + b"bomb\0\0" + zlib.compress(bytes(20_000_000))
-    chunk = struct.pack(">I", len(header) - 4) + header + struct.pack(">I", zlib.crc32(header))
+    chunk = _chunk(b"iCCP", b"bomb\0\0" + zlib.compress(bytes(20_000_000)))
     picture = _encoded(_scene(), "PNG")
     yield Specimen(
         "PNG, 20 MB of colour profile", picture[:33] + chunk + picture[33:], "image/png", frozenset({200, 400})
     )
-    zeros = struct.pack(">I", 0) + b"zTXt" + struct.pack(">I", zlib.crc32(b"zTXt"))
     yield Specimen(
-        "PNG, 5000 empty chunks", picture[:33] + zeros * 5_000 + picture[33:], "image/png", frozenset({200, 400})
+        "PNG, 5000 empty chunks",
+        picture[:33] + _chunk(b"zTXt", b"") * 5_000 + picture[33:],
+        "image/png",
+        frozenset({200, 400}),
     )
+    exif = Image.Exif()
+    exif[_ORIENTATION] = 6
+    behind = picture[:-12] + _chunk(b"eXIf", exif.tobytes()[6:]) + picture[-12:]
+    yield Specimen("PNG, EXIF behind the pixels", behind, "image/png", _GOOD)
+
+
+def _chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def _flat_png(width: int, height: int, colour: int, depth: int) -> bytes:
+    """A PNG of zeros, whose pixels are never all in memory. Colour: 0 grey, 2 RGB, 6 RGBA."""
+    channels = {0: 1, 2: 3, 6: 4}[colour]
+    packer, row = zlib.compressobj(1), bytes(1 + width * channels * depth // 8)
+    body = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", body) + _chunk(b"IEND", b"")

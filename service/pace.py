@@ -1,6 +1,7 @@
 """How fast requests are worked off, learnt from those that were: the ground of Retry-After and of early refusals.
 
-Work is counted in rows that the networks see: one for each picture (detector) and one for each person (pose).
+Work is counted in rows that the networks see: one for each picture (detector) and one for each person (pose); pixels
+to decode count as rows too (:mod:`service.admission`).
 """
 
 from __future__ import annotations

@@ -154,6 +154,33 @@ async def test_a_greedy_caller_cannot_starve_another() -> None:
     nothing_is_left(admission)
 
 
+async def test_large_photographs_count_as_the_work_that_they_are() -> None:
+    """50 megapixels take a hundred times as long to decode as a small picture: turns are shared by work."""
+    admission = Admission(Settings(max_running=1, max_waiting=100))
+    photographer, modest = caller("photographer"), caller("modest")
+    served: list[str] = []
+
+    async def request(who: Caller, pixels: int) -> None:
+        with admission.enter(who, in_seconds(600)) as visit:
+            visit.weigh(pictures=1, pixels=pixels, people=2)
+            async with visit.turn(Stages()):
+                served.append(who.name)
+                await asyncio.sleep(0)
+
+    tasks = [asyncio.ensure_future(request(photographer, 50_000_000)) for _ in range(10)]
+    tasks += [asyncio.ensure_future(request(modest, 300_000)) for _ in range(20)]
+    await asyncio.gather(*tasks)
+    # One of them is 28 rows, the others have 3.15 each.
+    last = [n for n, name in enumerate(served) if name == "modest"][-1]
+    assert served[:last].count("photographer") <= 5
+    with admission.enter(modest, in_seconds(600)) as visit:
+        visit.weigh(pictures=1, pixels=300_000, people=2)
+        small = visit.rows
+        visit.weigh(pictures=1, pixels=50_000_000, people=2)
+        assert 8 * small < visit.rows < 10 * small
+    nothing_is_left(admission)
+
+
 async def test_a_full_queue_makes_room_for_somebody_else() -> None:
     """One caller alone may fill it; then the newest of his that wait give way, until both hold the same."""
     admission = Admission(Settings(max_running=1, max_waiting=5))
