@@ -39,6 +39,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     Attributes:
         most: connections at a time; for one more an idle one is closed, or it is told so and closed.
+        idle_seconds: without a request, before a connection may be closed for a new one: what its caller has just sent
+            may lie unread.
         head_seconds: for a request's head, from its first byte or the connection's start.
         rest_seconds: for what still comes of a body when the answer is out already.
         write_seconds: for a caller to take an answer, and as many more as it takes at ``write_rate``.
@@ -48,6 +50,7 @@ class BoundedProtocol(HttpToolsProtocol):
     """
 
     most = 1000
+    idle_seconds = 1.0
     head_seconds = 15.0
     rest_seconds = 30.0
     write_seconds = 60.0
@@ -159,13 +162,15 @@ class BoundedProtocol(HttpToolsProtocol):
 
         An answer that still leaves is flushed first. False when there is none.
         """
-        quiet, long_ago = [], self.loop.time() - self.write_seconds
+        quiet, now = [], self.loop.time()
         for one in self._others():
             if one.transport.is_closing():
-                if one._quiet_since < long_ago:  # its caller never takes what would be flushed
+                if now - one._quiet_since > self.write_seconds:  # its caller never takes what would be flushed
                     one.transport.abort()
                     return True
-            elif one._writing is None and (one.cycle is None or one.cycle.response_complete):
+            elif now - one._quiet_since < self.idle_seconds or one._writing is not None:
+                continue
+            elif one.cycle is None or one.cycle.response_complete:
                 quiet.append(one)
         if not quiet:
             return False

@@ -125,6 +125,9 @@ async def test_connections_without_a_request_make_room_the_longest_idle_first() 
                 held[1][1].write(GET[:30])
                 held[0][1].write(GET + b"\r\n")
                 await held[0][0].readuntil(b'"}')
+        fresh = await talk(port, GET + b"\r\n")
+        assert problem_type(fresh) == "/problems/rate-limited", "requests on those may be on their way"
+        await asyncio.sleep(1.1)
         held.append(await asyncio.open_connection("127.0.0.1", port))
         cut = await asyncio.wait_for(held[1][0].read(), 10)
         assert problem_type(cut) == "/problems/rate-limited", "it had begun, and is told"
