@@ -236,7 +236,7 @@ def main(
         verdict.line("happened", event)
     verdict.line("did not come back", "; ".join(happened.failed) or "none", "none", kept=not happened.failed)
     verdict.line("wrong answers", len(tally.wrong), "0", kept=not tally.wrong)
-    verdict.line("hung requests", tally.begun - tally.ended + len(tally.hung), "0", kept=not tally.hung)
+    verdict.line("hung requests", tally.hanging, "0", kept=tally.hanging == 0)
     verdict.line("alive right after the load", "yes" if lives else "no", "yes", kept=lives)
     verdict.line("well afterwards", "; ".join(found) or "yes", "yes", kept=not found)
     limit = before + most_memory
@@ -254,7 +254,7 @@ def main(
         "outcomes": {f"{kind}: {outcome}": number for (kind, outcome), number in sorted(tally.outcomes.items())},
         "events": happened.events,
         "wrong": len(tally.wrong),
-        "hung": len(tally.hung),
+        "hung": tally.hanging,
         "complaints": found,
         "memory_mb": [round(before, 1), round(peak, 1), round(after, 1)],
         "exit_code": code,

@@ -61,6 +61,11 @@ class Tally:
         """Requests whose fate is known."""
         return sum(self.outcomes.values())
 
+    @property
+    def hanging(self) -> int:
+        """Requests that hung, and those whose fate nobody knows: their callers never came back to tell."""
+        return self.begun - self.ended + len(self.hung)
+
     def count(self, outcome: str) -> int:
         """Requests with that outcome, of all kinds."""
         return sum(number for (_, what), number in self.outcomes.items() if what == outcome)

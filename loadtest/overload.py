@@ -185,13 +185,34 @@ def main(
         best, measured = uvloop.run(measure(target, cases, options, pid, say))
     limit = deadline or default_deadline
     summary = summarize(measured, best)
-    verdict = Verdict(f"{times:g} times the peak of {best} clients, {rounds} rounds of {seconds:g} s")
+    verdict = judge(
+        summary,
+        f"{times:g} times the peak of {best} clients, {rounds} rounds of {seconds:g} s",
+        most_refusal_ms=most_refusal_ms,
+        least_goodput=least_goodput,
+        deadline=limit,
+    )
+    examples = [reason for one in measured for reason in one.answers.wrong]
+    verdict.end(summary, examples, out)
+
+
+def judge(
+    summary: dict[str, Any], title: str, *, most_refusal_ms: float, least_goodput: float, deadline: float
+) -> Verdict:
+    """The lines of :func:`summarize` beside their limits; ``deadline`` is in seconds.
+
+    Where nothing was refused there was no overload, and nothing has been shown.
+    """
+    verdict = Verdict(title)
     verdict.line("peak, right answers/s", f"{summary['peak']:.2f}")
     verdict.line("offered/s", f"{summary['offered']:.0f}")
     verdict.line("answers by status (0: none)", summary["statuses"])
     refusal = summary["refused_p95_ms"]
     verdict.line(
-        "429s, p95", shown_ms(refusal), f"{most_refusal_ms:g} ms", kept=refusal is None or refusal <= most_refusal_ms
+        "429s, p95",
+        shown_ms(refusal),
+        f"{most_refusal_ms:g} ms",
+        kept=refusal is not None and refusal <= most_refusal_ms,
     )
     verdict.line("429s, p50 and p99", f"{shown_ms(summary['refused_p50_ms'])}, {shown_ms(summary['refused_p99_ms'])}")
     verdict.line("Retry-After, least and most", f"{summary['retry_after']} s")
@@ -200,14 +221,13 @@ def main(
     spread = f"{part:.3f} ({min(summary['goodput_parts']):.3f} to {max(summary['goodput_parts']):.3f})"
     verdict.line("goodput over peak, median", spread, f"{least_goodput:g}", kept=part >= least_goodput)
     p99 = summary["accepted_p99_ms"]
-    verdict.line("accepted, p99", shown_ms(p99), f"{limit:g} s", kept=p99 is not None and p99 <= limit * 1000)
+    verdict.line("accepted, p99", shown_ms(p99), f"{deadline:g} s", kept=p99 is not None and p99 <= deadline * 1000)
     verdict.line("accepted, p50", shown_ms(summary["accepted_p50_ms"]))
     verdict.line("wrong or lost answers", summary["wrong"], "0", kept=summary["wrong"] == 0)
     verdict.line("generator: CPU for a request", f"{summary['client_cpu_ms']:.3f} ms")
     verdict.line("service: CPU for a request offered", shown_ms(summary["server_cpu_ms"]))
     verdict.line("generator: lateness, p95", shown_ms(summary["lateness_p95_ms"]))
-    examples = [reason for one in measured for reason in one.answers.wrong]
-    verdict.end(summary, examples, out)
+    return verdict
 
 
 def summarize(rounds: Sequence[Round], clients: int) -> dict[str, Any]:

@@ -118,7 +118,7 @@ def main(
     for name, number in tally.statuses().items():
         verdict.line(f"requests: {name}", number)
     verdict.line("wrong answers", len(tally.wrong), "0", kept=not tally.wrong)
-    verdict.line("hung requests", len(tally.hung), "0", kept=not tally.hung)
+    verdict.line("hung requests", tally.hanging, "0", kept=tally.hanging == 0)
     verdict.line("well afterwards", "; ".join(run.complaints) or "yes", "yes", kept=not run.complaints)
     verdict.line("latency of right answers, p50", shown_ms(percentile_ms(tally.latencies, 50)))
     first_last = f"{run.growth.first:.1f} MB, {run.growth.last:.1f} MB"
@@ -140,7 +140,7 @@ def main(
         "requests": tally.ended,
         "outcomes": tally.statuses(),
         "wrong": len(tally.wrong),
-        "hung": len(tally.hung),
+        "hung": tally.hanging,
         "first_mb": round(run.growth.first, 1),
         "last_mb": round(run.growth.last, 1),
         "peak_mb": round(run.growth.peak, 1),

@@ -13,7 +13,7 @@ import pytest
 
 from loadtest import crowd as crowd_module
 from loadtest.cases import Case, Checked, learn
-from loadtest.crowd import Crowd, Manners
+from loadtest.crowd import Crowd, Manners, Tally
 from loadtest.malformed import KINDS, malformed
 from loadtest.pictures import mixed_pictures
 from loadtest.server import ServiceProcess
@@ -53,6 +53,16 @@ async def test_a_sound_service_is_found_sound(service: ServiceProcess, cases: li
     assert kinds == {"well-behaved", "malformed", "gone", "slow", "impatient"}
     assert tally.count("right") > 50 and tally.count("left") > 5
     assert await asyncio.to_thread(complaints, service.url, cases[:2]) == []
+
+
+def test_a_request_that_never_ended_hangs_too() -> None:
+    """A caller that died in the middle of one notes nothing: chaos and soak must not take that for well."""
+    tally = Tally(begun=3)
+    tally.outcomes["well-behaved", "right"] = 2
+    assert tally.hanging == 1
+    tally.outcomes["well-behaved", "hung"] = 1
+    tally.hung.append("a: no answer within 60 s")
+    assert tally.hanging == 1
 
 
 async def test_wrong_answers_are_noticed(service: ServiceProcess, cases: list[Case]) -> None:
