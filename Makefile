@@ -80,7 +80,7 @@ requirements: dev ## compile requirements/*.txt from pyproject.toml (UPGRADE=1: 
 	$(COMPILE) -c requirements/triton.txt --group triton-gpu -o requirements/triton-gpu.txt
 
 audit: dev ## ask the advisory database about the pinned packages, where it can be reached
-	$(BIN)/python scripts/audit.py requirements/serve.txt requirements/dev.txt
+	$(BIN)/python scripts/audit.py requirements/*.txt
 
 clean: ## remove environments, tools and caches of this checkout
 	rm -rf .venv .tools .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Ask the advisory database about every pinned package: ``make audit``.
 
-    python scripts/audit.py requirements/serve.txt requirements/dev.txt
+    python scripts/audit.py requirements/*.txt
 
 pip-audit asks the package index for known vulnerabilities. A mirror of the index often has none, and pip-audit then
 reports that nothing is wrong because nothing was looked at: packages that were skipped are counted here, and where all
 were, it is said, and the list of minimum versions in ``tests/test_dependencies.py`` is all that is checked.
-Exits with 1 when a vulnerability is known.
+The smallest file is asked about first: where the database has no answer for that, it is not asked again.
+Exits with 1 when a vulnerability is known in what is ours to pin.
 """
 
 from __future__ import annotations
@@ -17,8 +18,18 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-_AUDIT = ("uv", "tool", "run", "--quiet", "pip-audit", "--format", "json", "--progress-spinner", "off")
+
+
+def _uv() -> str:
+    """The one of this environment, which need not be on the PATH."""
+    beside = Path(sys.executable).parent / "uv"
+    return str(beside) if beside.is_file() else "uv"
+
+
+_AUDIT = (_uv(), "tool", "run", "--quiet", "pip-audit", "--format", "json", "--progress-spinner", "off")
 _SECONDS = 600
+# tritonserver's own environment, on loopback, and the servers we compare with: told, but not ours to pin.
+_OTHERS = ("triton", "peer-")
 
 
 def audit(requirements: Path) -> tuple[int, list[str]] | None:
@@ -46,16 +57,18 @@ def audit(requirements: Path) -> tuple[int, list[str]] | None:
 def main(files: list[str]) -> int:
     """Audit each file; the process's exit status."""
     failed = False
-    for name in files:
+    for number, name in enumerate(sorted(files, key=lambda one: (ROOT / one).stat().st_size)):
         answer = audit(ROOT / name)
         if answer is None or not answer[0]:
-            print(f"{name}: the advisory database is not at hand, nothing was audited")
+            print(f"{name}: the advisory database is not at hand, nothing was audited", flush=True)
+            if number == 0:
+                break
             continue
         known, vulnerable = answer
         print(f"{name}: {known} packages audited, {len(vulnerable)} known vulnerabilities")
         for line in vulnerable:
             print(f"  {line}")
-        failed |= bool(vulnerable)
+        failed |= bool(vulnerable) and not Path(name).name.startswith(_OTHERS)
     listed = subprocess.run([sys.executable, "-m", "pytest", "-q", "tests/test_dependencies.py"], cwd=ROOT, check=False)
     return int(failed or listed.returncode != 0)
 
