@@ -51,15 +51,21 @@ def crop_matrix(
     Returns:
         float64 [2, 3]; ``crop = M[:, :2] @ image + M[:, 2]``.
     """
-    width, height = size
-    shrink = max(extent[0] / width, extent[1] / height)
-    if not (np.isfinite(shrink) and shrink > 0):
-        raise ValueError(f"crop extent must be positive and finite, got {tuple(extent)}")
+    return _matrices(np.array([center], np.float64), np.array([extent], np.float64), size, rotation)[0]
+
+
+def _matrices(centers: Array, extents: Array, size: tuple[int, int], rotation: float = 0.0) -> Array:
+    """:func:`crop_matrix` for centres and extents [P, 2]: float64 [P, 2, 3]."""
+    shrinks = (extents / size).max(-1)
+    usable = np.isfinite(shrinks) & (shrinks > 0)
+    if not usable.all():
+        raise ValueError(f"crop extent must be positive and finite, got {tuple(extents[~usable][0].tolist())}")
     angle = np.deg2rad(rotation)
-    linear = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / shrink
-    target = np.array([(width - 1) / 2, (height - 1) / 2])
-    offset = target - linear @ np.asarray(center, np.float64)
-    return np.concatenate([linear, offset[:, None]], axis=1)
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    matrices = np.empty((len(centers), 2, 3))
+    matrices[:, :, :2] = linear = turn / shrinks[:, None, None]
+    matrices[:, :, 2] = (np.array(size) - 1) / 2 - (linear @ centers[:, :, None])[:, :, 0]
+    return matrices
 
 
 def box_crop_matrices(boxes: npt.ArrayLike, size: tuple[int, int], padding: float = PADDING) -> Array:
@@ -74,15 +80,9 @@ def box_crop_matrices(boxes: npt.ArrayLike, size: tuple[int, int], padding: floa
         float64 [P, 2, 3].
     """
     corners = np.asarray(boxes, np.float64).reshape(-1, 4)
-    matrices = np.zeros((len(corners), 2, 3))
     centers = (corners[:, :2] + corners[:, 2:]) / 2 - 0.5  # edge coordinates to points
     extents = np.maximum(corners[:, 2:] - corners[:, :2], 1.0) * padding
-    scales = 1.0 / (extents / size).max(-1)
-    if not (np.isfinite(scales) & (scales > 0)).all():
-        raise ValueError(f"boxes must be finite, got {corners.tolist()}")
-    matrices[:, 0, 0] = matrices[:, 1, 1] = scales
-    matrices[:, :, 2] = (np.array(size) - 1) / 2 - scales[:, None] * centers
-    return matrices
+    return _matrices(centers, extents, size)
 
 
 def transform_points(matrix: Array, points: npt.ArrayLike) -> Array:

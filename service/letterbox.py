@@ -64,7 +64,7 @@ class Letterbox:
 
     def boxes_to_image(self, boxes: npt.ArrayLike) -> Array:
         """Boxes [N, 4] x1 y1 x2 y2 in letterbox edge coordinates to image edge coordinates, clipped to the picture."""
-        sx, sy = self.inner_width / self.width, self.inner_height / self.height
+        sx, sy = self.scale
         mapped = np.asarray(boxes, np.float64).reshape(-1, 4) / np.array([sx, sy, sx, sy])
         limits = np.array([self.width, self.height, self.width, self.height], np.float64)
         return np.minimum(np.maximum(mapped, 0.0), limits)

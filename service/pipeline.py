@@ -252,7 +252,7 @@ class _Run:
         self.pipeline, self.models, self.deadline = pipeline, models, deadline
         self.options, self.stages, self.keep_pixels = options, stages, keep_pixels
         self.pose, self.detector = pose, detector
-        self.pose_model = (pose.flip_model or pose.name) if options.flip else pose.name
+        self.pose_model = pose.ensemble(bool(options.flip))
         self.weights = np.array(options.fusion, np.float32)
         # A drawn picture needs all pixels.
         self.whole = keep_pixels or not pipeline.reduces

@@ -12,8 +12,6 @@ from starlette.responses import Response
 from service.errors import OutOfMemory, ServiceError
 from service.problems import answer_error
 
-_RETRY_SECONDS = 2.0
-
 
 class PlainRoute(APIRoute):
     """A route in the OpenAPI document like any other, called as Starlette calls one.
@@ -33,7 +31,6 @@ class PlainRoute(APIRoute):
                 return answer_error(error, request)
             except MemoryError:
                 # What was asked for is free again: others end, and this one may come back.
-                told = OutOfMemory("there is no more memory for this request now", retry_after=_RETRY_SECONDS)
-                return answer_error(told, request)
+                return answer_error(OutOfMemory("there is no more memory for this request now"), request)
 
         return call

@@ -59,6 +59,10 @@ class PosePreset:
     flip: bool = False
     version: int = 1
 
+    def ensemble(self, flip: bool) -> str:
+        """The model that answers with or without the mirrored crop; this one where no other does."""
+        return (self.flip_model or self.name) if flip else self.name
+
 
 def _radii(text: str) -> tuple[str, ...]:
     radii = tuple(name.strip() for name in text.split(","))

@@ -18,7 +18,15 @@ from starlette.responses import Response
 from service import errors
 from service.deadlines import HEADER as TIMEOUT_HEADER
 from service.deadlines import read_timeout
-from service.errors import DeadlineExceeded, EngineUnavailable, InvalidOption, MethodNotAllowed, NotFound, ServiceError
+from service.errors import (
+    DeadlineExceeded,
+    EngineUnavailable,
+    InvalidOption,
+    MethodNotAllowed,
+    NotFound,
+    OutOfMemory,
+    ServiceError,
+)
 from service.records import record_of
 from service.settings import Settings
 from service.state import service_of
@@ -57,7 +65,7 @@ def problem(error: ServiceError, request: Request) -> Response:
     body = problem_document(error, request.scope["path"], record.request_id)
     headers = {}
     retry_after = error.retry_after
-    if retry_after is None and isinstance(error, EngineUnavailable):
+    if retry_after is None and isinstance(error, (EngineUnavailable, OutOfMemory)):
         retry_after = _RETRY_SECONDS
     if retry_after is not None:
         headers["Retry-After"] = str(math.ceil(retry_after))

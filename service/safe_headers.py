@@ -13,9 +13,7 @@ DEFAULTS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-
-
-_ENCODED = {name.lower().encode(): (name.lower().encode(), value.encode()) for name, value in DEFAULTS.items()}
+_LINES = [(name.lower().encode(), value.encode()) for name, value in DEFAULTS.items()]
 
 
 class SafeHeaders:
@@ -34,7 +32,7 @@ class SafeHeaders:
             if message["type"] == "http.response.start":
                 headers = message.setdefault("headers", [])
                 given = {name.lower() for name, _ in headers}
-                message["headers"] = [*headers, *(line for name, line in _ENCODED.items() if name not in given)]
+                message["headers"] = [*headers, *(line for line in _LINES if line[0] not in given)]
             await send(message)
 
         await self._app(scope, receive, send_safe)

@@ -41,10 +41,7 @@ def load_matching(network: nn.Module, path: Path) -> tuple[int, int]:
     Raises:
         InitialisationError: not a checkpoint, or nothing in it fits.
     """
-    saved = _read(path)
-    weights = saved.get("weights", saved.get("ema"))
-    if not isinstance(weights, Mapping):
-        raise InitialisationError(f"{path}: no pose checkpoint, it holds {', '.join(map(str, list(saved)[:5]))}")
+    weights = _read_checkpoint(path)
     own = network.state_dict()
     fitting = {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
     if not fitting:
@@ -66,10 +63,7 @@ def load_wider(network: nn.Module, path: Path) -> tuple[int, int]:
     Raises:
         InitialisationError: not a checkpoint; another network, one with more channels, or with grouped convolutions.
     """
-    saved = _read(path)
-    weights = saved.get("weights", saved.get("ema"))
-    if not isinstance(weights, Mapping):
-        raise InitialisationError(f"{path}: no pose checkpoint, it holds {', '.join(map(str, list(saved)[:5]))}")
+    weights = _read_checkpoint(path)
     own = network.state_dict()
     if missing := sorted(own.keys() - weights.keys()):
         raise InitialisationError(f"{path}: lacks {len(missing)} of {len(own)} tensors, {missing[0]} for one")
@@ -140,6 +134,14 @@ def load_backbones(network: nn.Module, path: Path) -> tuple[int, int]:
         backbone.load_state_dict(fitting, strict=False)
         loaded, total = loaded + len(fitting), total + len(own)
     return loaded, total
+
+
+def _read_checkpoint(path: Path) -> Mapping[str, Tensor]:
+    saved = _read(path)
+    weights = saved.get("weights", saved.get("ema"))
+    if not isinstance(weights, Mapping):
+        raise InitialisationError(f"{path}: no pose checkpoint, it holds {', '.join(map(str, list(saved)[:5]))}")
+    return weights
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class PeerPipeline:
         self._configs = configs
         self._pose = pose_preset(configs["pose"].metadata)
         self._detector = detector_preset(configs[self._pose.detector].metadata)
-        self._answering = (self._pose.flip_model or self._pose.name) if self._pose.flip else self._pose.name
+        self._answering = self._pose.ensemble(self._pose.flip)
         needed = {self._detector.name, *(step.model for step in configs[self._answering].steps)}
         self._sessions = {
             name: onnxruntime.InferenceSession(str(configs[name].onnx), options, providers=["CPUExecutionProvider"])
