@@ -1,7 +1,7 @@
 """The bound: the networks alone, on the very tensors that the pipeline makes of the same pictures.
 
 A child process runs the service's own pipeline once for each picture and notes the tensors of every network call.
-Rounds then run these calls through the raw ONNX Runtime sessions, opened as the service opens them, and nothing
+Rounds then run these calls through the raw ONNX Runtime sessions, those that the service takes under load, and nothing
 else: no HTTP, no decoding, no crops, no suppression. As many threads run them as the engine runs networks at a time.
 What the service reaches of that rate is the bench's ratio.
 """
@@ -136,7 +136,7 @@ class _RawEngine(Engine):
         if not config.steps:
             names = [spec.name for spec in config.metadata.outputs]
             feeds = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
-            session = self._networks[config.metadata.name].session
+            session = self._networks[config.metadata.name].shared_session
             self.calls.append((session, names, feeds))
             return dict(zip(names, session.run(names, feeds), strict=True))
         tensors: dict[str, Array] = dict(inputs)

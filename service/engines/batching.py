@@ -27,7 +27,8 @@ from service.engines.tensors import join_rows
 from service.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed, Overloaded, ServiceError
 from service.threads import name_thread
 
-Run = Callable[[Tensors, RunOptions], dict[str, Array]]
+# Inputs, options, and whether the run has the cores to itself as it begins.
+Run = Callable[[Tensors, RunOptions, bool], dict[str, Array]]
 Outputs = dict[str, Array]
 
 logger = logging.getLogger(__name__)
@@ -81,9 +82,10 @@ class _Part:
 class _Batch:
     """Parts that run together; the run is told to stop once nobody waits for any of them."""
 
-    __slots__ = ("options", "parts", "queue", "waited_for")
+    __slots__ = ("alone", "options", "parts", "queue", "waited_for")
 
     def __init__(self, queue: _Queue, parts: list[_Part]) -> None:
+        self.alone = True
         self.queue = queue
         self.parts = parts
         self.options = RunOptions()
@@ -101,7 +103,7 @@ class _Batch:
         name, batched = self.queue.name, self.queue.policy.max_rows > 0
         rows = sum(part.rows for part in self.parts)
         try:
-            outputs = self.queue.run(join_rows([part.inputs for part in self.parts]), self.options)
+            outputs = self.queue.run(join_rows([part.inputs for part in self.parts]), self.options, self.alone)
             for output, array in outputs.items():
                 if batched and array.shape[:1] != (rows,):
                     raise ValueError(f"output {output!r} of {rows} rows has shape {list(array.shape)}")
@@ -182,6 +184,9 @@ class BatchScheduler:
 
     def add(self, name: str, run: Run, policy: BatchPolicy, key: str | None = None) -> None:
         """Serve a model. ``run`` is called in a worker thread with the joined inputs.
+
+        Its last argument is False when another run is in progress or waits: what then takes all cores for itself
+        only gets in the other's way.
 
         Two versions of a model may be served at a time under different keys (the name when None); they are counted
         together, and the policy's ``instances`` are for both.
@@ -296,8 +301,10 @@ class BatchScheduler:
                 if oldest is not None:
                     batch = oldest.take()
                     oldest.statistics.running += 1
+                    waiting = any(queue.waiting for queue in self._queues.values())
+                    batch.alone = not waiting and not self._running
                     self._running.add(batch)
-                    if any(queue.waiting for queue in self._queues.values()):
+                    if waiting:
                         self._changed.notify()  # this worker may have been the one that waited for those
                     return batch
                 if self._stopping and not any(queue.waiting for queue in self._queues.values()):

@@ -28,7 +28,13 @@ async def start(repository: Repository) -> AsyncIterator[Start]:
     engines: list[EmbeddedEngine] = []
 
     async def run(**settings: object) -> EmbeddedEngine:
-        values: dict[str, object] = {"intra_op_threads": 1, "concurrent_runs": 1, "drain_seconds": 5.0, **settings}
+        values: dict[str, object] = {
+            "intra_op_threads": 1,
+            "concurrent_runs": 1,
+            "cpu_rows": 8,
+            "drain_seconds": 5.0,
+            **settings,
+        }
         engine = EmbeddedEngine(repository.root, RuntimeSettings(**values))  # type: ignore[arg-type]
         engines.append(engine)
         await engine.start()

@@ -30,16 +30,18 @@ class Gated:
         self.open.set()
         self.runs: list[list[float]] = []
         self.options: list[RunOptions] = []
+        self.alone: list[bool] = []
         self.fail_on: float | None = None
         self.at_a_time = 0
         self.most_at_a_time = 0
         self._lock = threading.Lock()
 
-    def __call__(self, inputs: Tensors, options: RunOptions) -> dict[str, Array]:
+    def __call__(self, inputs: Tensors, options: RunOptions, alone: bool = True) -> dict[str, Array]:
         x = inputs["x"]
         with self._lock:
             self.runs.append(x.reshape(-1).tolist())
             self.options.append(options)
+            self.alone.append(alone)
             self.at_a_time += 1
             self.most_at_a_time = max(self.most_at_a_time, self.at_a_time)
         assert self.open.wait(10)
@@ -126,6 +128,31 @@ async def test_what_waits_while_a_run_is_on_is_joined_up_to_the_limit(scheduler:
     assert (counted.queued, counted.running, counted.failed_runs, counted.rejected) == (0, 0, 0, 0)
     assert counted.compute_seconds > 0
     assert counted.queue_seconds > 0
+
+
+async def test_a_run_is_told_whether_it_has_the_cores_to_itself(
+    beside: tuple[BatchScheduler, Gated], model: Gated
+) -> None:
+    scheduler, busy = beside
+    scheduler.add("m", model, JOIN)
+    assert busy.alone == [True]  # began with nothing else about, and goes on
+    await ask(scheduler, 1)
+    assert model.alone == [False]
+    busy.open.set()
+    while scheduler.statistics()["busy"].running:
+        await asyncio.sleep(0.001)
+    await ask(scheduler, 2)
+    assert model.alone == [False, True]
+
+
+async def test_a_run_that_leaves_others_waiting_is_not_alone(scheduler: BatchScheduler, model: Gated) -> None:
+    scheduler.add("m", model, BatchPolicy(max_rows=8))
+    first = await block(scheduler, model)
+    tasks = [ask(scheduler, 1), ask(scheduler, 2)]
+    await asyncio.sleep(0)
+    model.open.set()
+    await asyncio.gather(first, *tasks)
+    assert model.alone == [True, False, True]
 
 
 async def test_only_equal_shapes_are_joined_and_others_keep_their_turn(scheduler: BatchScheduler, model: Gated) -> None:
@@ -339,7 +366,7 @@ async def test_one_failing_part_fails_its_request_and_drops_the_rest(scheduler: 
 
 
 async def test_a_model_that_loses_rows_is_a_failure(scheduler: BatchScheduler) -> None:
-    scheduler.add("m", lambda inputs, options: {"y": np.zeros((1, 1), np.float32)}, JOIN)
+    scheduler.add("m", lambda inputs, options, alone: {"y": np.zeros((1, 1), np.float32)}, JOIN)
     with pytest.raises(InferenceFailed, match=r"output 'y' of 2 rows has shape \[1, 1\]"):
         await ask(scheduler, 1, 2)
 
@@ -349,7 +376,7 @@ async def test_instances_bound_the_runs_of_one_model(model: Gated, instances: in
     scheduler = BatchScheduler(workers=3)
     try:
         scheduler.add("m", model, BatchPolicy(max_rows=1, instances=instances))
-        scheduler.add("free", lambda inputs, options: {"y": inputs["x"]}, BatchPolicy(max_rows=1))
+        scheduler.add("free", lambda inputs, options, alone: {"y": inputs["x"]}, BatchPolicy(max_rows=1))
         model.open.clear()
         tasks = [ask(scheduler, n) for n in range(6)]
         await model.started(at_a_time)

@@ -49,6 +49,44 @@ def test_a_config_that_does_not_fit_its_network(repository: Repository, old: str
     assert named in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("settings", "config", "threads"),
+    [
+        (RuntimeSettings(intra_op_threads=4, concurrent_runs=2), "", [4, 2]),
+        (RuntimeSettings(intra_op_threads=2, concurrent_runs=3), "", [2, 1]),
+        (RuntimeSettings(intra_op_threads=1), "", [1]),
+        (RuntimeSettings(intra_op_threads=4, concurrent_runs=1), "", [4]),
+        (RuntimeSettings(intra_op_threads=4), 'key: "intra_op_thread_count" value { string_value: "3" }', [3]),
+    ],
+)
+def test_runs_beside_others_take_their_share_of_the_threads(
+    repository: Repository, settings: RuntimeSettings, config: str, threads: list[int]
+) -> None:
+    path = repository.affine("m", 3, 1, extra=f"parameters {{ {config} }}" if config else "")
+    model = OnnxModel(read_model(path.parent), settings)
+    model.warm_up()
+    sessions = [model.session] + [model.shared_session] * (model.shared_session is not model.session)
+    assert [session.get_session_options().intra_op_num_threads for session in sessions] == threads
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    for alone in (True, False):
+        np.testing.assert_array_equal(model.run({"x": x}, alone=alone)["y"], 3 * x + 1)
+
+
+@pytest.mark.parametrize(("width", "joins"), [(3, True), (100_000, False)])
+def test_networks_smaller_than_their_rows_are_not_joined_for_on_a_cpu(
+    repository: Repository, width: int, joins: bool
+) -> None:
+    """They have no weights to share: joining maps of megabytes costs more than their arithmetic."""
+    config = repository.affine("m", 3, 1, extra="dynamic_batching { }\n")
+    if width != 3:
+        config.write_text(config.read_text().replace("dims: [3]", f"dims: [{width}]"))
+        rows = {"x": (FLOAT, ["W"])}, {"y": (FLOAT, ["W"])}
+        write_onnx(config.parent / "1" / "model.onnx", [helper.make_node("Neg", ["x"], ["y"])], *rows)
+    model = load(config)
+    assert read_model(config.parent).batching.joins
+    assert (model.batching.joins, model.batching.max_rows) == (joins, SETTINGS.cpu_rows)
+
+
 def test_a_batch_axis_must_be_free(repository: Repository) -> None:
     config = repository.affine("m", 3)
     rows = {"x": (FLOAT, [3])}, {"y": (FLOAT, [3])}
