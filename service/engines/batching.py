@@ -1,8 +1,9 @@
 """Joins requests to one model that wait at the same time into one run, and hands the rows back.
 
 Worker threads take the work themselves: a worker that gets free picks the oldest request that is due and takes
-along what fits into its batch. No step of the event loop lies between two runs, so a busy loop does not leave
-the cores idle, and the batches grow by themselves when requests come faster than runs end.
+along what fits into its batch. No step of the event loop lies between two runs, nor between two steps of an ensemble,
+so a busy loop does not leave the cores idle, and the batches grow by themselves when requests come faster than runs
+end.
 
 Joining follows Triton's dynamic batcher: up to ``max_batch_size`` rows, equal shapes besides the batch axis, and
 the oldest request waits for company at most ``max_queue_delay_microseconds``. Unlike there it does not wait at all
@@ -30,38 +31,80 @@ from service.threads import name_thread
 # Inputs, options, and whether the run has the cores to itself as it begins.
 Run = Callable[[Tensors, RunOptions, bool], dict[str, Array]]
 Outputs = dict[str, Array]
+# Takes a request's outputs, one dict for each part, or why it failed.
+Done = Callable[[list[Outputs] | ServiceError], None]
+_Ended = list[tuple["_Request", list[Outputs] | ServiceError]]
 
 logger = logging.getLogger(__name__)
 
 
-class _Request:
-    """One call for one model: a future on the caller's event loop that waits for all its parts."""
+class Caller:
+    """Who waits, on an event loop, for one answer that takes one or more requests to the worker threads."""
 
-    __slots__ = ("future", "loop", "parts", "remaining", "results")
+    __slots__ = ("_answered", "_future", "_loop", "_scheduler", "gone", "live")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, parts: Sequence[Tensors], arrived: float, rows: bool) -> None:
-        self.loop = loop
-        self.future: asyncio.Future[list[Outputs]] = loop.create_future()
-        self.parts = [_Part(self, index, part, arrived, rows) for index, part in enumerate(parts)]
-        self.results: list[Outputs] = [{} for _ in parts]
-        self.remaining = len(parts)
+    def __init__(self, scheduler: BatchScheduler) -> None:
+        """For one call of :meth:`answer`, on the running event loop."""
+        self.live: set[_Request] = set()  # guarded by the scheduler's lock, as is ``gone``
+        self.gone = False
+        self._scheduler = scheduler
+        self._loop = asyncio.get_running_loop()
+        self._future: asyncio.Future[Outputs] = self._loop.create_future()
+        self._answered = False
 
-    def deliver(self, index: int, outcome: Outputs | ServiceError) -> None:
-        """Called on the event loop with one part's outcome; the first failure fails the request."""
-        self.remaining -= 1
-        if self.future.done():
+    def finish(self, outcome: Outputs | ServiceError) -> None:
+        """End the wait with an answer or a failure; in any thread. Only the first counts."""
+        try:
+            self._loop.call_soon_threadsafe(self._deliver, outcome)
+        except RuntimeError:  # a loop that is closed has no caller left
+            logger.debug("an answer came after its event loop was closed")
+
+    async def answer(self, name: str, deadline: float | None) -> Outputs:
+        """Wait for :meth:`finish`.
+
+        When this is cancelled, fails or takes too long, the requests that are left leave their queues, and a run that
+        nobody waits for any more is ended early.
+
+        Args:
+            name: of the model, for the message of DeadlineExceeded, which names the networks that are late if any are.
+            deadline: by the event loop's clock; None for no limit.
+        """
+        timer = self._loop.call_at(deadline, self._expire, name) if deadline is not None else None
+        try:
+            return await self._future
+        finally:
+            if timer is not None:
+                timer.cancel()
+            if not self._answered:
+                self._scheduler.abandon(self)
+
+    def _deliver(self, outcome: Outputs | ServiceError) -> None:
+        if self._future.done():
             return
         if isinstance(outcome, ServiceError):
-            self.future.set_exception(outcome)
-            return
-        self.results[index] = outcome
-        if self.remaining == 0:
-            self.future.set_result(self.results)
+            self._future.set_exception(outcome)
+        else:
+            self._answered = True
+            self._future.set_result(outcome)
 
-    def expire(self, model: str) -> None:
-        """Called on the event loop at the deadline."""
-        if not self.future.done():
-            self.future.set_exception(DeadlineExceeded(f"model {model!r} did not answer in time"))
+    def _expire(self, name: str) -> None:
+        late = self._scheduler.waiting_for(self) or [name]
+        self._deliver(DeadlineExceeded(f"model {' and '.join(map(repr, late))} did not answer in time"))
+
+
+class _Request:
+    """One call for one model, of one or more parts; ``done`` is called once, in a worker thread."""
+
+    __slots__ = ("caller", "done", "parts", "queue", "remaining", "results")
+
+    def __init__(self, caller: Caller, queue: _Queue, parts: Sequence[Tensors], done: Done) -> None:
+        now, batched = time.monotonic(), queue.policy.max_rows > 0
+        self.caller = caller
+        self.queue = queue
+        self.done = done
+        self.parts = [_Part(self, index, part, now, batched) for index, part in enumerate(parts)]
+        self.results: list[Outputs] = [{} for _ in parts]
+        self.remaining = len(parts)
 
 
 class _Part:
@@ -199,34 +242,49 @@ class BatchScheduler:
         """Serve this no more. Whoever still waits for it is told that it is gone; a run in progress ends well."""
         with self._changed:
             queue = self._queues.pop(key)
-            leftover, queue.waiting = list(queue.waiting), deque()
-        for part in leftover:
-            _post(part, EngineUnavailable(f"model {queue.name!r} has been replaced"))
+            error = EngineUnavailable(f"model {queue.name!r} has been replaced")
+            ended = self._end_all(queue, error)
+        _hand_over(ended)
 
-    async def run(self, key: str, parts: Sequence[Tensors], deadline: float | None) -> list[Outputs]:
-        """Queue one request and wait for its outputs, one dict for each part.
+    def submit(self, caller: Caller, key: str, parts: Sequence[Tensors], done: Done) -> None:
+        """Queue one request, in any thread. One of a caller that has gone is dropped.
 
         Args:
+            caller: on whose behalf.
             key: of an added model.
             parts: the request cut into pieces of at most ``max_rows`` rows.
-            deadline: by the event loop's clock; None for no limit.
+            done: called once in a worker thread, unless the caller goes before. May submit the next request.
 
         Raises:
-            Overloaded, DeadlineExceeded, InferenceFailed, EngineUnavailable (stopped). When the caller is cancelled
-            the parts leave the queue, and a run that nobody waits for any more is ended early.
+            Overloaded, EngineUnavailable (stopped, or the model has been replaced).
         """
-        loop = asyncio.get_running_loop()
-        queue = self._queues[key]
-        request = _Request(loop, parts, time.monotonic(), queue.policy.max_rows > 0)
-        self._submit(queue, request)
-        timer = loop.call_at(deadline, request.expire, queue.name) if deadline is not None else None
-        try:
-            return await request.future
-        finally:
-            if timer is not None:
-                timer.cancel()
-            if request.remaining:
-                self._abandon(queue, request)
+        with self._changed:
+            queue = self._queues.get(key)
+            if self._stopping or queue is None:
+                raise EngineUnavailable("the engine is closed" if self._stopping else f"{key} has been replaced")
+            if caller.gone:
+                return
+            # A request of several parts needs one free place, or it could never be taken by a short queue.
+            if queue.policy.max_queue and len(queue.waiting) >= queue.policy.max_queue:
+                queue.statistics.rejected += 1
+                raise Overloaded(f"model {queue.name!r}: {len(queue.waiting)} requests wait already")
+            request = _Request(caller, queue, parts, done)
+            caller.live.add(request)
+            queue.statistics.requests += 1
+            queue.waiting.extend(request.parts)
+            self._changed.notify(len(request.parts))
+
+    def waiting_for(self, caller: Caller) -> list[str]:
+        """Names of the models that a caller waits for now, sorted."""
+        with self._changed:
+            return sorted({request.queue.name for request in caller.live})
+
+    def abandon(self, caller: Caller) -> None:
+        """Drop what is left of a caller's requests; what nobody waits for any more is told to end."""
+        with self._changed:
+            caller.gone = True
+            while caller.live:
+                self._drop(caller.live.pop())
 
     def statistics(self) -> dict[str, ModelStatistics]:
         """Snapshots by model."""
@@ -245,34 +303,46 @@ class BatchScheduler:
         end = time.monotonic() + drain
         for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))
+        ended: _Ended = []
         with self._changed:
-            leftover = [part for queue in self._queues.values() for part in queue.waiting]
             for queue in self._queues.values():
-                queue.waiting.clear()
+                ended += self._end_all(queue, EngineUnavailable("the engine is closed"))
             for batch in self._running:
                 batch.options.terminate = True
-        for part in leftover:
-            _post(part, EngineUnavailable("the engine is closed"))
+        _hand_over(ended)
 
-    def _submit(self, queue: _Queue, request: _Request) -> None:
-        with self._changed:
-            if self._stopping:
-                raise EngineUnavailable("the engine is closed")
-            # A request of several parts needs one free place, or it could never be taken by a short queue.
-            if queue.policy.max_queue and len(queue.waiting) >= queue.policy.max_queue:
-                queue.statistics.rejected += 1
-                raise Overloaded(f"model {queue.name!r}: {len(queue.waiting)} requests wait already")
-            queue.statistics.requests += 1
-            queue.waiting.extend(request.parts)
-            self._changed.notify(len(request.parts))
+    def _end_all(self, queue: _Queue, error: ServiceError) -> _Ended:
+        """Fail what waits in a queue."""
+        leftover, queue.waiting = list(queue.waiting), deque()
+        return [ended for part in leftover for ended in self._settle(part, error)]
 
-    def _abandon(self, queue: _Queue, request: _Request) -> None:
-        with self._changed:
-            queue.statistics.abandoned += 1
-            queue.waiting = deque(part for part in queue.waiting if part.request is not request)
-            for part in request.parts:
-                if part.batch is not None:
-                    part.batch.abandon()
+    def _settle(self, part: _Part, outcome: Outputs | ServiceError) -> _Ended:
+        """Note one part's outcome; its request and the whole outcome when that has ended with it."""
+        request, part.batch = part.request, None
+        if request not in request.caller.live:  # failed by another part, or given up
+            return []
+        request.remaining -= 1
+        if isinstance(outcome, ServiceError):
+            request.caller.live.discard(request)
+            if request.remaining:
+                self._drop(request)
+            request.parts = []
+            return [(request, outcome)]
+        request.results[part.index] = outcome
+        if request.remaining:
+            return []
+        request.caller.live.discard(request)
+        request.parts = []  # they know their request: megabytes would wait for the collector of cycles
+        return [(request, request.results)]
+
+    def _drop(self, request: _Request) -> None:
+        queue = request.queue
+        queue.statistics.abandoned += 1
+        queue.waiting = deque(part for part in queue.waiting if part.request is not request)
+        for part in request.parts:
+            if part.batch is not None:
+                part.batch.abandon()
+        request.parts = []
 
     def _work(self) -> None:
         name_thread("inference")
@@ -282,21 +352,24 @@ class BatchScheduler:
 
     def _run_next(self) -> bool:
         """Wait for a batch, run it, hand the answers out; False when the scheduler has stopped."""
-        batch = self._next_batch()
+        batch, late = self._next_batch()
+        _hand_over(late)
         if batch is None:
-            return False
+            return bool(late)
         started = time.monotonic()
         outcomes = batch.outcomes()
-        self._record(batch, started, time.monotonic() - started, isinstance(outcomes[0], InferenceFailed))
-        for part, outcome in zip(batch.parts, outcomes, strict=True):
-            _post(part, outcome)
+        _hand_over(self._record(batch, outcomes, started, time.monotonic() - started))
         return True
 
-    def _next_batch(self) -> _Batch | None:
-        """Wait for a batch that is due; None when the scheduler stops and nothing waits."""
+    def _next_batch(self) -> tuple[_Batch | None, _Ended]:
+        """Wait for a batch that is due, or for requests that have waited too long.
+
+        Neither when the scheduler stops and nothing waits.
+        """
         with self._changed:
             while True:
                 now = time.monotonic()
+                late = self._late(now)
                 oldest, wait = self._choose(now)
                 if oldest is not None:
                     batch = oldest.take()
@@ -306,11 +379,23 @@ class BatchScheduler:
                     self._running.add(batch)
                     if waiting:
                         self._changed.notify()  # this worker may have been the one that waited for those
-                    return batch
+                    return batch, late
+                if late:
+                    return None, late
                 if self._stopping and not any(queue.waiting for queue in self._queues.values()):
                     self._changed.notify_all()
-                    return None
+                    return None, []
                 self._changed.wait(wait)
+
+    def _late(self, now: float) -> _Ended:
+        """Take out and fail what has waited for longer than its model's queue allows."""
+        ended: _Ended = []
+        for queue in self._queues.values():
+            limit = queue.policy.queue_timeout
+            while limit and queue.waiting and now - queue.waiting[0].arrived > limit:
+                error = DeadlineExceeded(f"model {queue.name!r}: waited too long in the queue")
+                ended += self._settle(queue.waiting.popleft(), error)
+        return ended
 
     def _choose(self, now: float) -> tuple[_Queue | None, float | None]:
         """The queue whose head is due and oldest; else how long until one is due (None: until something changes)."""
@@ -318,8 +403,6 @@ class BatchScheduler:
         wait: float | None = None
         for queue in self._queues.values():
             policy = queue.policy
-            while queue.waiting and policy.queue_timeout and now - queue.waiting[0].arrived > policy.queue_timeout:
-                _post(queue.waiting.popleft(), DeadlineExceeded(f"model {queue.name!r}: waited too long in the queue"))
             if not queue.waiting or (policy.instances and queue.statistics.running >= policy.instances):
                 continue
             due = queue.due() if self._running and not self._stopping else now
@@ -329,25 +412,30 @@ class BatchScheduler:
                 oldest = queue
         return oldest, wait
 
-    def _record(self, batch: _Batch, started: float, seconds: float, failed: bool) -> None:
+    def _record(
+        self, batch: _Batch, outcomes: Sequence[Outputs | ServiceError], started: float, seconds: float
+    ) -> _Ended:
+        """Count a run, and settle its parts; the requests that have ended with it."""
         statistics, rows = batch.queue.statistics, sum(part.rows for part in batch.parts)
         with self._changed:
             self._running.discard(batch)
-            for part in batch.parts:
-                part.batch = None
-                statistics.queue_seconds += started - part.arrived
+            statistics.queue_seconds += sum(started - part.arrived for part in batch.parts)
             statistics.parts += len(batch.parts)
             statistics.running -= 1
             statistics.runs += 1
-            statistics.failed_runs += failed
+            statistics.failed_runs += isinstance(outcomes[0], InferenceFailed)
             statistics.compute_seconds += seconds
             statistics.rows += rows
             statistics.batch_sizes[rows] += 1
+            pairs = zip(batch.parts, outcomes, strict=True)
+            return [ended for part, outcome in pairs for ended in self._settle(part, outcome)]
 
 
-def _post(part: _Part, outcome: Outputs | ServiceError) -> None:
-    """Hand an outcome to the caller's event loop; a loop that is closed has no caller left."""
-    try:
-        part.request.loop.call_soon_threadsafe(part.request.deliver, part.index, outcome)
-    except RuntimeError:
-        logger.debug("an answer came after its event loop was closed")
+def _hand_over(ended: _Ended) -> None:
+    """Tell those who wait; without the scheduler's lock, for they may submit."""
+    for request, outcome in ended:
+        try:
+            request.done(outcome)
+        except Exception as error:  # a worker outlives whatever its callers make of an answer
+            logger.exception("what follows model %s failed", request.queue.name)
+            request.caller.finish(InferenceFailed(f"model {request.queue.name!r}: {error}"))

@@ -22,9 +22,10 @@ from pathlib import Path
 
 from service.engines.base import Array, Engine, ModelMetadata, Models, Tensors
 from service.engines.batching import BatchScheduler
+from service.engines.calls import Network
 from service.engines.config import RepositoryError
 from service.engines.fingerprint import Fingerprint, fingerprint
-from service.engines.generations import Generation, Network, Traffic, load
+from service.engines.generations import Generation, Traffic, load
 from service.engines.sessions import OnnxModel, RuntimeSettings
 from service.engines.statistics import ModelStatistics
 from service.errors import DeadlineExceeded, EngineUnavailable, Overloaded, ServiceError

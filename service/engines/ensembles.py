@@ -13,6 +13,41 @@ from service.engines.tensors import fits
 Call = Callable[[str, int, Tensors], Awaitable[dict[str, Array]]]
 
 
+class DataFlow:
+    """Where one request to an ensemble stands: what has been written, and the steps that have not begun."""
+
+    def __init__(self, config: ModelConfig, inputs: Tensors) -> None:
+        """``config`` is an ensemble that :func:`check_ensembles` has passed, ``inputs`` are the request's."""
+        self._outputs = [spec.name for spec in config.metadata.outputs]
+        self._tensors: dict[str, Array] = dict(inputs)
+        self._waiting = list(config.steps)
+        self._running = 0
+
+    def begin(self) -> list[tuple[Step, dict[str, Array]]]:
+        """The steps that can begin now, each with its inputs by the step's names; each step is given out once."""
+        tensors = self._tensors
+        ready = [step for step in self._waiting if all(name in tensors for name in step.inputs.values())]
+        if ready:
+            self._waiting = [step for step in self._waiting if step not in ready]
+            self._running += len(ready)
+        return [(step, {name: tensors[tensor] for name, tensor in step.inputs.items()}) for step in ready]
+
+    def end(self, step: Step, outputs: Tensors) -> None:
+        """Note the outputs of a step that had begun."""
+        self._running -= 1
+        for name, tensor in step.outputs.items():
+            self._tensors[tensor] = outputs[name]
+
+    @property
+    def finished(self) -> bool:
+        """True when every step has ended."""
+        return not self._waiting and not self._running
+
+    def outputs(self) -> dict[str, Array]:
+        """The ensemble's outputs, once it has :attr:`finished`."""
+        return {name: self._tensors[name] for name in self._outputs}
+
+
 async def run_ensemble(config: ModelConfig, inputs: Tensors, call: Call) -> dict[str, Array]:
     """Run the steps, each as soon as its inputs are there; independent steps run at the same time.
 
@@ -21,28 +56,21 @@ async def run_ensemble(config: ModelConfig, inputs: Tensors, call: Call) -> dict
         inputs: the ensemble's inputs.
         call: runs one model. When it raises, the other steps are cancelled and the error goes on.
     """
-    tensors: dict[str, Array] = dict(inputs)
-    waiting = list(config.steps)
+    flow = DataFlow(config, inputs)
     running: dict[asyncio.Task[dict[str, Array]], Step] = {}
     try:
-        while waiting or running:
-            ready = [step for step in waiting if all(name in tensors for name in step.inputs.values())]
-            waiting = [step for step in waiting if step not in ready]
-            if len(ready) == 1 and not running:  # a chain: no task needed
-                step = ready[0]
-                _store(tensors, step, await call(step.model, step.version, _gather(tensors, step)))
-                continue
-            for step in ready:
-                running[asyncio.ensure_future(call(step.model, step.version, _gather(tensors, step)))] = step
+        while not flow.finished:
+            for step, tensors in flow.begin():
+                running[asyncio.ensure_future(call(step.model, step.version, tensors))] = step
             done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
-                _store(tensors, running.pop(task), task.result())
+                flow.end(running.pop(task), task.result())
     finally:
         for task in running:
             task.cancel()
         if running:
             await asyncio.gather(*running, return_exceptions=True)
-    return {spec.name: tensors[spec.name] for spec in config.metadata.outputs}
+    return flow.outputs()
 
 
 def check_ensembles(models: Mapping[str, ModelConfig], report: Report = refuse) -> None:
@@ -75,15 +103,6 @@ class _Faults:
     def __call__(self, fault: str) -> None:
         self.found = True
         self._report(fault)
-
-
-def _gather(tensors: Tensors, step: Step) -> dict[str, Array]:
-    return {name: tensors[tensor] for name, tensor in step.inputs.items()}
-
-
-def _store(tensors: dict[str, Array], step: Step, outputs: Tensors) -> None:
-    for name, tensor in step.outputs.items():
-        tensors[tensor] = outputs[name]
 
 
 def _check_parts(config: ModelConfig, models: Mapping[str, ModelConfig], report: Report) -> None:

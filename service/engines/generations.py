@@ -7,16 +7,17 @@ import itertools
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from service.engines.base import Array, ModelMetadata, Models, Tensors
-from service.engines.batching import BatchScheduler
+from service.engines.batching import BatchScheduler, Caller
+from service.engines.calls import EngineCall, Network
 from service.engines.config import ModelConfig, RepositoryError, read_repository
-from service.engines.ensembles import check_ensembles, run_ensemble
+from service.engines.ensembles import check_ensembles
 from service.engines.sessions import OnnxModel, RuntimeSettings
-from service.engines.tensors import check_inputs, empty_outputs, join_rows, split_rows
-from service.errors import EngineUnavailable, InferenceFailed, ModelNotFound
+from service.engines.tensors import check_inputs, empty_outputs
+from service.errors import EngineUnavailable, ModelNotFound
 
 _serial = itertools.count(1)
 
@@ -53,21 +54,6 @@ class Traffic:
         return True
 
 
-@dataclass(frozen=True)
-class Network:
-    """A loaded network, shared by the generations in which its file and config are the same.
-
-    Attributes:
-        key: of its queue.
-        model: the session.
-        origin: what it was loaded from; equal origins are equal networks.
-    """
-
-    key: str
-    model: OnnxModel
-    origin: object
-
-
 class Generation(Models):
     """The models of one state of the repository.
 
@@ -98,7 +84,9 @@ class Generation(Models):
             if rows == 0:
                 return empty_outputs(config.metadata)
             deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
-            return await self._run(config, -1, inputs, rows, deadline)
+            caller = Caller(self._scheduler)
+            EngineCall(self.configs, self.networks, self._scheduler, caller).begin(config, -1, inputs, caller.finish)
+            return await caller.answer(model, deadline)
 
     async def models(self) -> list[str]:
         """Names, sorted."""
@@ -114,31 +102,6 @@ class Generation(Models):
         if config is None:
             raise ModelNotFound(f"model {model!r} is not loaded; there are {sorted(self.configs)}")
         return config
-
-    async def _run(
-        self, config: ModelConfig, version: int, inputs: Tensors, rows: int, deadline: float | None
-    ) -> dict[str, Array]:
-        name = config.metadata.name
-        network = self.networks.get((name, config.version if version == -1 else version))
-        limit = config.metadata.max_batch_size if network is None else network.model.batching.max_rows
-        # In the config's order, so that the batcher can compare shapes without looking at names.
-        inputs = {spec.name: inputs[spec.name] for spec in config.metadata.inputs}
-        parts = split_rows(inputs, rows, limit) if 0 < limit < rows else [inputs]
-        if network is None:
-            # One part after the other: the maps between the steps of a large request must not pile up in memory.
-            return join_rows([await self._run_steps(config, part, deadline) for part in parts])
-        return join_rows(await self._scheduler.run(network.key, parts, deadline))
-
-    async def _run_steps(self, config: ModelConfig, inputs: Tensors, deadline: float | None) -> dict[str, Array]:
-        async def call(model: str, version: int, tensors: Tensors) -> dict[str, Array]:
-            part = self.configs[model]
-            try:
-                rows = check_inputs(part.metadata, tensors)
-            except ValueError as error:  # not the caller's tensors: an earlier step's output
-                raise InferenceFailed(f"ensemble {config.metadata.name!r}: {error}") from error
-            return await self._run(part, version, tensors, rows, deadline)
-
-        return await run_ensemble(config, inputs, call)
 
 
 def load(

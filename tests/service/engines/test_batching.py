@@ -15,9 +15,10 @@ import pytest
 from onnxruntime import RunOptions
 
 from service.engines.base import Array, Tensors
-from service.engines.batching import BatchScheduler
+from service.engines.batching import BatchScheduler, Caller
 from service.engines.config import BatchPolicy
-from service.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed, Overloaded
+from service.engines.tensors import join_rows
+from service.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed, Overloaded, ServiceError
 
 JOIN = BatchPolicy(max_rows=8, joins=True)
 
@@ -98,10 +99,23 @@ def ask(
 
     async def call() -> list[float]:
         deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
-        (outputs,) = await scheduler.run(name, [rows(*values)], deadline)
+        outputs = await answer(scheduler, name, [rows(*values)], deadline)
         return [float(value) for value in outputs["y"].reshape(-1)]
 
     return asyncio.ensure_future(call())
+
+
+async def answer(
+    scheduler: BatchScheduler, name: str, parts: list[dict[str, Array]], deadline: float | None = None
+) -> dict[str, Array]:
+    """What one caller gets for one request, its parts joined."""
+    caller = Caller(scheduler)
+
+    def done(outcome: list[dict[str, Array]] | ServiceError) -> None:
+        caller.finish(outcome if isinstance(outcome, ServiceError) else join_rows(outcome))
+
+    scheduler.submit(caller, name, parts, done)
+    return await caller.answer(name, deadline)
 
 
 async def block(scheduler: BatchScheduler, model: Gated) -> asyncio.Task[list[float]]:
@@ -160,7 +174,7 @@ async def test_only_equal_shapes_are_joined_and_others_keep_their_turn(scheduler
     first = await block(scheduler, model)
 
     async def wide(*values: float) -> list[list[float]]:
-        (outputs,) = await scheduler.run("m", [{"x": np.array([values, values], np.float32)}], None)
+        outputs = await answer(scheduler, "m", [{"x": np.array([values, values], np.float32)}])
         return outputs["y"].tolist()
 
     tasks: list[asyncio.Future[object]] = [
@@ -360,9 +374,31 @@ async def test_one_failing_part_fails_its_request_and_drops_the_rest(scheduler: 
     scheduler.add("m", model, BatchPolicy(max_rows=1))
     model.fail_on = 1
     with pytest.raises(InferenceFailed, match="no 1"):
-        await scheduler.run("m", [rows(1), rows(2), rows(3)], None)
+        await answer(scheduler, "m", [rows(1), rows(2), rows(3)])
     assert await ask(scheduler, 4) == [8]
     assert scheduler.statistics()["m"].queued == 0
+
+
+async def test_a_worker_outlives_what_callers_make_of_an_answer(scheduler: BatchScheduler, model: Gated) -> None:
+    scheduler.add("m", model, JOIN)
+    caller = Caller(scheduler)
+
+    def stumble(outcome: object) -> None:
+        raise KeyError("y")
+
+    scheduler.submit(caller, "m", [rows(1)], stumble)
+    with pytest.raises(InferenceFailed, match=r"'m'.*'y'"):
+        await caller.answer("m", None)
+    assert await ask(scheduler, 2) == [4]
+
+
+async def test_a_request_of_a_caller_that_has_gone_is_dropped(scheduler: BatchScheduler, model: Gated) -> None:
+    scheduler.add("m", model, JOIN)
+    caller = Caller(scheduler)
+    scheduler.abandon(caller)
+    scheduler.submit(caller, "m", [rows(1)], lambda outcome: None)
+    assert await ask(scheduler, 2) == [4]
+    assert model.runs == [[2]]
 
 
 async def test_a_model_that_loses_rows_is_a_failure(scheduler: BatchScheduler) -> None:

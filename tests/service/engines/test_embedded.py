@@ -215,6 +215,27 @@ async def test_a_single_request_is_not_copied(repository: Repository, start: Sta
     assert seen == [x.ctypes.data]
 
 
+async def test_an_answer_leaves_nothing_for_the_collector_of_cycles(repository: Repository, start: Start) -> None:
+    """It runs seldom: under load, maps of megabytes that wait for it add up to hundreds."""
+    repository.affine("twice", 2)
+    steps = [("twice", {"x": "x"}, {"y": "half"}), ("twice", {"x": "half"}, {"y": "y"})]
+    repository.ensemble("e", steps, {"x": (FLOAT, [3])}, {"y": (FLOAT, [3])})
+    engine = await start()
+    gc.collect()
+    gc.disable()
+    try:
+        for count in (2, 20):  # one part, and several
+            x = rows(count)
+            gone = weakref.ref(x)
+            outputs = await engine.infer("e", {"x": x})
+            np.testing.assert_array_equal(outputs["y"], 4 * x)
+            del x
+            await asyncio.sleep(0.05)  # the worker lets go of what it ran
+            assert gone() is None
+    finally:
+        gc.enable()
+
+
 async def test_order_of_input_names_does_not_matter_for_joining(repository: Repository, start: Start) -> None:
     nodes = [helper.make_node("Sub", ["a", "b"], ["y"])]
     pair = {"a": (FLOAT, ["W"]), "b": (FLOAT, ["W"])}

@@ -1,0 +1,157 @@
+"""One request's way through networks and ensembles, driven by the threads that run the networks.
+
+Each run's end begins what follows from it there and then. A step of the event loop between would cost each picture
+a millisecond of the loop's time, and leave a worker idle until the loop gets to it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from service.engines.base import Array, Tensors
+from service.engines.batching import BatchScheduler, Caller
+from service.engines.config import ModelConfig, Step
+from service.engines.ensembles import DataFlow
+from service.engines.sessions import OnnxModel
+from service.engines.tensors import check_inputs, join_rows, split_rows
+from service.errors import InferenceFailed, ServiceError
+
+# Takes a model's outputs, or why there are none; called once, in any thread.
+Done = Callable[[dict[str, Array] | ServiceError], None]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A loaded network, shared by the generations in which its file and config are the same.
+
+    Attributes:
+        key: of its queue.
+        model: the session.
+        origin: what it was loaded from; equal origins are equal networks.
+    """
+
+    key: str
+    model: OnnxModel
+    origin: object
+
+
+class EngineCall:
+    """What one caller asks of the models of one generation."""
+
+    __slots__ = ("_caller", "_configs", "_networks", "_scheduler")
+
+    def __init__(
+        self,
+        configs: Mapping[str, ModelConfig],
+        networks: Mapping[tuple[str, int], Network],
+        scheduler: BatchScheduler,
+        caller: Caller,
+    ) -> None:
+        """``networks`` are by name and version, of all models in ``configs`` and those that ensembles name."""
+        self._configs = configs
+        self._networks = networks
+        self._scheduler = scheduler
+        self._caller = caller
+
+    def begin(self, config: ModelConfig, version: int, inputs: Tensors, done: Done) -> None:
+        """Run a network or an ensemble; returns at once. A refusal comes to ``done`` as well.
+
+        Args:
+            config: the model's.
+            version: of a network; -1 for the latest.
+            inputs: checked against the config, of one row or more.
+            done: gets the outputs.
+        """
+        network = self._networks.get((config.metadata.name, config.version if version == -1 else version))
+        limit = config.metadata.max_batch_size if network is None else network.model.batching.max_rows
+        # In the config's order, so that the batcher can compare shapes without looking at names.
+        inputs = {spec.name: inputs[spec.name] for spec in config.metadata.inputs}
+        rows = next(iter(inputs.values())).shape[0] if limit else 1
+        parts = split_rows(inputs, rows, limit) if 0 < limit < rows else [inputs]
+        if network is None:
+            _InTurn(iter(parts), partial(self._begin_steps, config), done).go_on()
+            return
+        try:
+            self._scheduler.submit(self._caller, network.key, parts, partial(_join, done))
+        except ServiceError as error:
+            done(error)
+
+    def _begin_steps(self, config: ModelConfig, inputs: Tensors, done: Done) -> None:
+        _Steps(self, config, inputs, done).go_on()
+
+    def begin_step(self, ensemble: str, step: Step, inputs: Tensors, done: Done) -> None:
+        """Run one step of an ensemble on what earlier steps have written."""
+        config = self._configs[step.model]
+        try:
+            check_inputs(config.metadata, inputs)
+        except ValueError as error:  # not the caller's tensors: an earlier step's output
+            done(InferenceFailed(f"ensemble {ensemble!r}: {error}"))
+            return
+        self.begin(config, step.version, inputs, done)
+
+
+class _InTurn:
+    """Parts of a large request, one after the other: the maps between an ensemble's steps must not pile up."""
+
+    __slots__ = ("_begin", "_done", "_outputs", "_parts")
+
+    def __init__(self, parts: Iterator[Tensors], begin: Callable[[Tensors, Done], None], done: Done) -> None:
+        self._parts, self._begin, self._done = parts, begin, done
+        self._outputs: list[dict[str, Array]] = []
+
+    def go_on(self) -> None:
+        part = next(self._parts, None)
+        if part is None:
+            self._done(join_rows(self._outputs))
+        else:
+            self._begin(part, self._ended)
+
+    def _ended(self, outcome: dict[str, Array] | ServiceError) -> None:
+        if isinstance(outcome, ServiceError):
+            self._done(outcome)
+        else:
+            self._outputs.append(outcome)
+            self.go_on()
+
+
+class _Steps:
+    """One run of an ensemble; each step begins as soon as its inputs are there."""
+
+    __slots__ = ("_call", "_done", "_failed", "_flow", "_lock", "_name")
+
+    def __init__(self, call: EngineCall, config: ModelConfig, inputs: Tensors, done: Done) -> None:
+        self._call = call
+        self._name = config.metadata.name
+        self._flow = DataFlow(config, inputs)
+        self._done = done
+        self._failed = False
+        self._lock = threading.Lock()  # steps that run at the same time end in different threads
+
+    def go_on(self) -> None:
+        with self._lock:
+            ready = self._flow.begin()
+        for step, inputs in ready:
+            self._call.begin_step(self._name, step, inputs, partial(self._ended, step))
+
+    def _ended(self, step: Step, outcome: dict[str, Array] | ServiceError) -> None:
+        with self._lock:
+            if self._failed:
+                return
+            if isinstance(outcome, ServiceError):
+                self._failed = True
+            else:
+                self._flow.end(step, outcome)
+            finished = self._flow.finished
+        if isinstance(outcome, ServiceError):
+            self._done(outcome)
+        elif finished:
+            self._done(self._flow.outputs())
+        else:
+            self.go_on()
+
+
+def _join(done: Done, outcome: list[dict[str, Array]] | ServiceError) -> None:
+    done(outcome if isinstance(outcome, ServiceError) else join_rows(outcome))
