@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from service.cores import available_cores
 from service.engines.base import Engine
 from service.settings import Settings
 
@@ -18,5 +19,10 @@ def open_engine(settings: Settings) -> Engine:
     from service.engines.embedded import EmbeddedEngine
     from service.engines.sessions import RuntimeSettings
 
-    runtime = RuntimeSettings(intra_op_threads=settings.threads, reload_seconds=settings.reload_seconds)
+    runtime = RuntimeSettings(
+        intra_op_threads=settings.threads,
+        # A second run of a worker that has one core would only wait for the first one's cache lines to come back.
+        concurrent_runs=1 if settings.workers >= available_cores() else 2,
+        reload_seconds=settings.reload_seconds,
+    )
     return EmbeddedEngine(settings.repository, runtime)

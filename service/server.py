@@ -10,6 +10,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from service.allocator import return_large_blocks
 from service.app import create_app
 from service.connections import connection_options
 from service.logs import announce
@@ -57,6 +58,7 @@ class PoseServer(uvicorn.Server):
 
 def serve(settings: Settings) -> bool:
     """Serve until a signal ends it, in this process. False when the port could not be opened."""
+    return_large_blocks()
     app = create_app(settings)
     server = PoseServer(uvicorn_config(app, settings), app.state.service)
     server.run()

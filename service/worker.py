@@ -16,6 +16,7 @@ from types import FrameType
 
 import uvicorn
 
+from service.allocator import return_large_blocks
 from service.app import create_app
 from service.logs import set_up
 from service.server import PoseServer, uvicorn_config
@@ -42,6 +43,7 @@ def work(settings: Settings, listener: socket.socket, pipe: Connection) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     set_up(settings)
+    return_large_blocks()
     app = create_app(settings)
     WorkerServer(uvicorn_config(app, settings), app.state.service, listener, pipe).run(sockets=[])
 
