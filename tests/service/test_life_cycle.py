@@ -38,24 +38,22 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def in_flight(running: Running) -> Iterator[list[httpx.Response]]:
-    """Requests of many pictures that run when the block begins; their answers are in the list after it."""
+    """A request of many pictures that runs when the block begins; its answer is in the list after it."""
     answers: list[httpx.Response] = []
-    begun = threading.Event()
+    seen = threading.Event()
 
     def ask() -> None:
-        while not (begun.is_set() and answers):  # as long as it takes for one of them to be seen running
+        while not (seen.is_set() and answers):  # as often as it takes for one of them to be seen running
             answers.append(httpx.post(f"{running.address}/v1/pose", files=LONG, timeout=60))
 
-    threads = [threading.Thread(target=ask, daemon=True) for _ in range(3)]
-    for thread in threads:
-        thread.start()
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
     try:
         running.wait_for(lambda: running.metric("tritonpose_requests_running") >= 1)
     finally:
-        begun.set()
+        seen.set()
     yield answers
-    for thread in threads:
-        thread.join(60)
+    thread.join(60)
 
 
 @pytest.mark.slow
