@@ -26,6 +26,7 @@ from service.engine_choice import open_engine
 from service.engines.base import Engine, ModelMetadata, Tensors
 from service.engines.config import ModelConfig, read_repository
 from service.engines.embedded import EmbeddedEngine
+from service.engines.ensembles import DataFlow
 from service.engines.sessions import OnnxModel
 from service.engines.tensors import join_rows, split_rows
 from service.options import PoseOptions
@@ -139,15 +140,11 @@ class _RawEngine(Engine):
             session = self._networks[config.metadata.name].shared_session
             self.calls.append((session, names, feeds))
             return dict(zip(names, session.run(names, feeds), strict=True))
-        tensors: dict[str, Array] = dict(inputs)
-        waiting = list(config.steps)
-        while waiting:
-            step = next(s for s in waiting if all(source in tensors for source in s.inputs.values()))
-            waiting.remove(step)
-            feeds = {name: tensors[source] for name, source in step.inputs.items()}
-            outputs = self._run(self._configs[step.model], feeds, len(next(iter(feeds.values()))))
-            tensors |= {target: outputs[name] for name, target in step.outputs.items()}
-        return {spec.name: tensors[spec.name] for spec in config.metadata.outputs}
+        flow = DataFlow(config, inputs)
+        while not flow.finished:
+            for step, feeds in flow.begin():
+                flow.end(step, self._run(self._configs[step.model], feeds, len(next(iter(feeds.values())))))
+        return flow.outputs()
 
     async def models(self) -> list[str]:
         """Names of what is loaded."""

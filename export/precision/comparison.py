@@ -18,7 +18,7 @@ from export.samples import Samples
 from service.engines.base import Array, Engine, Tensors
 from service.engines.config import ModelConfig
 from service.engines.embedded import EmbeddedEngine
-from service.engines.ensembles import run_ensemble
+from service.engines.ensembles import DataFlow
 from service.engines.sessions import RuntimeSettings
 from service.suppression import iou_nms
 
@@ -69,9 +69,13 @@ class Replaced:
         if model in self._runs:
             return dict(await asyncio.to_thread(self._runs[model], inputs))
         config = self._configs[model]
-        if config.steps:
-            return await run_ensemble(config, inputs, lambda name, _, tensors: self.infer(name, tensors))
-        return await self._engine.infer(model, inputs)
+        if not config.steps:
+            return await self._engine.infer(model, inputs)
+        flow = DataFlow(config, inputs)
+        while not flow.finished:
+            for step, tensors in flow.begin():
+                flow.end(step, await self.infer(step.model, tensors))
+        return flow.outputs()
 
 
 def questions(

@@ -18,6 +18,7 @@ import onnxruntime
 
 from service import coco
 from service.engines.config import ModelConfig, read_repository
+from service.engines.ensembles import DataFlow
 from service.options import PoseOptions
 from service.people import People, PosedPicture
 from service.presets import detector_preset, pose_preset
@@ -82,13 +83,8 @@ class PeerPipeline:
             names = [spec.name for spec in config.metadata.outputs]
             outputs = self._sessions[config.metadata.name].run(names, dict(inputs))
             return dict(zip(names, outputs, strict=True))
-        tensors: dict[str, Array] = dict(inputs)
-        waiting = list(config.steps)
-        while waiting:
-            step = next(s for s in waiting if all(source in tensors for source in s.inputs.values()))
-            waiting.remove(step)
-            outputs = self._run(
-                self._configs[step.model], {name: tensors[source] for name, source in step.inputs.items()}
-            )
-            tensors |= {target: outputs[name] for name, target in step.outputs.items()}
-        return {spec.name: tensors[spec.name] for spec in config.metadata.outputs}
+        flow = DataFlow(config, inputs)
+        while not flow.finished:
+            for step, feeds in flow.begin():
+                flow.end(step, self._run(self._configs[step.model], feeds))
+        return flow.outputs()

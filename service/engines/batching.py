@@ -12,193 +12,23 @@ while nothing runs: company then could only come too late, and a lone caller wou
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from onnxruntime import RunOptions
-
-from service.engines.base import Array, Tensors
+from service.engines.base import Tensors
 from service.engines.config import BatchPolicy
+from service.engines.queues import Batch, Caller, Done, Outputs, Part, Queue, Request, Run
 from service.engines.statistics import ModelStatistics
-from service.engines.tensors import join_rows
 from service.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed, Overloaded, ServiceError
 from service.threads import name_thread
 
-# Inputs, options, and whether the run has the cores to itself as it begins.
-Run = Callable[[Tensors, RunOptions, bool], dict[str, Array]]
-Outputs = dict[str, Array]
-# Takes a request's outputs, one dict for each part, or why it failed.
-Done = Callable[[list[Outputs] | ServiceError], None]
-_Ended = list[tuple["_Request", list[Outputs] | ServiceError]]
+# Requests that have ended, with what their callers are to be told.
+Ended = list[tuple[Request, list[Outputs] | ServiceError]]
 
 logger = logging.getLogger(__name__)
-
-
-class Caller:
-    """Who waits, on an event loop, for one answer that takes one or more requests to the worker threads."""
-
-    __slots__ = ("_answered", "_future", "_loop", "_scheduler", "gone", "live")
-
-    def __init__(self, scheduler: BatchScheduler) -> None:
-        """For one call of :meth:`answer`, on the running event loop."""
-        self.live: set[_Request] = set()  # guarded by the scheduler's lock, as is ``gone``
-        self.gone = False
-        self._scheduler = scheduler
-        self._loop = asyncio.get_running_loop()
-        self._future: asyncio.Future[Outputs] = self._loop.create_future()
-        self._answered = False
-
-    def finish(self, outcome: Outputs | ServiceError) -> None:
-        """End the wait with an answer or a failure; in any thread. Only the first counts."""
-        try:
-            self._loop.call_soon_threadsafe(self._deliver, outcome)
-        except RuntimeError:  # a loop that is closed has no caller left
-            logger.debug("an answer came after its event loop was closed")
-
-    async def answer(self, name: str, deadline: float | None) -> Outputs:
-        """Wait for :meth:`finish`.
-
-        When this is cancelled, fails or takes too long, the requests that are left leave their queues, and a run that
-        nobody waits for any more is ended early.
-
-        Args:
-            name: of the model, for the message of DeadlineExceeded, which names the networks that are late if any are.
-            deadline: by the event loop's clock; None for no limit.
-        """
-        timer = self._loop.call_at(deadline, self._expire, name) if deadline is not None else None
-        try:
-            return await self._future
-        finally:
-            if timer is not None:
-                timer.cancel()
-            if not self._answered:
-                self._scheduler.abandon(self)
-
-    def _deliver(self, outcome: Outputs | ServiceError) -> None:
-        if self._future.done():
-            return
-        if isinstance(outcome, ServiceError):
-            self._future.set_exception(outcome)
-        else:
-            self._answered = True
-            self._future.set_result(outcome)
-
-    def _expire(self, name: str) -> None:
-        late = self._scheduler.waiting_for(self) or [name]
-        self._deliver(DeadlineExceeded(f"model {' and '.join(map(repr, late))} did not answer in time"))
-
-
-class _Request:
-    """One call for one model, of one or more parts; ``done`` is called once, in a worker thread."""
-
-    __slots__ = ("caller", "done", "parts", "queue", "remaining", "results")
-
-    def __init__(self, caller: Caller, queue: _Queue, parts: Sequence[Tensors], done: Done) -> None:
-        now, batched = time.monotonic(), queue.policy.max_rows > 0
-        self.caller = caller
-        self.queue = queue
-        self.done = done
-        self.parts = [_Part(self, index, part, now, batched) for index, part in enumerate(parts)]
-        self.results: list[Outputs] = [{} for _ in parts]
-        self.remaining = len(parts)
-
-
-class _Part:
-    """What a request puts into the queue: all of it, or one piece of at most ``max_batch_size`` rows."""
-
-    __slots__ = ("arrived", "batch", "index", "inputs", "request", "rows", "shapes")
-
-    def __init__(self, request: _Request, index: int, inputs: Tensors, arrived: float, batched: bool) -> None:
-        self.request = request
-        self.index = index
-        self.inputs = inputs
-        self.arrived = arrived
-        self.rows = next(iter(inputs.values())).shape[0] if batched else 1
-        self.shapes = [array.shape[1:] for array in inputs.values()]
-        self.batch: _Batch | None = None
-
-
-class _Batch:
-    """Parts that run together; the run is told to stop once nobody waits for any of them."""
-
-    __slots__ = ("alone", "options", "parts", "queue", "waited_for")
-
-    def __init__(self, queue: _Queue, parts: list[_Part]) -> None:
-        self.alone = True
-        self.queue = queue
-        self.parts = parts
-        self.options = RunOptions()
-        self.waited_for = len(parts)
-        for part in parts:
-            part.batch = self
-
-    def abandon(self) -> None:
-        self.waited_for -= 1
-        if self.waited_for == 0:
-            self.options.terminate = True
-
-    def outcomes(self) -> Sequence[Outputs | ServiceError]:
-        """Run, and give each part its rows, or its failure."""
-        name, batched = self.queue.name, self.queue.policy.max_rows > 0
-        rows = sum(part.rows for part in self.parts)
-        try:
-            outputs = self.queue.run(join_rows([part.inputs for part in self.parts]), self.options, self.alone)
-            for output, array in outputs.items():
-                if batched and array.shape[:1] != (rows,):
-                    raise ValueError(f"output {output!r} of {rows} rows has shape {list(array.shape)}")
-        except Exception as error:  # whatever the runtime raises concerns these requests only
-            if self.options.terminate:  # nobody waits any more, or the engine is closed under the callers
-                return [EngineUnavailable("the engine is closed") for _ in self.parts]
-            logger.error("model %s failed on a batch of %d rows: %s", name, rows, error)
-            return [InferenceFailed(f"model {name!r}: {error}") for _ in self.parts]
-        if len(self.parts) == 1:
-            return [outputs]
-        split, first = [], 0
-        for part in self.parts:
-            split.append({output: array[first : first + part.rows] for output, array in outputs.items()})
-            first += part.rows
-        return split
-
-
-class _Queue:
-    """The waiting parts of one model."""
-
-    def __init__(self, name: str, run: Run, policy: BatchPolicy, statistics: ModelStatistics) -> None:
-        self.name = name
-        self.run = run
-        self.policy = policy
-        self.waiting: deque[_Part] = deque()
-        self.statistics = statistics
-
-    def due(self) -> float:
-        """When the oldest part may run beside others: at once, or after the delay unless its batch is full before."""
-        head, policy = self.waiting[0], self.policy
-        if not (policy.joins and policy.delay):
-            return head.arrived
-        rows = sum(part.rows for part in self.waiting if part.shapes == head.shapes)
-        return head.arrived if rows >= policy.max_rows else head.arrived + policy.delay
-
-    def take(self) -> _Batch:
-        """Remove the oldest part and, where joining is on, those of equal shape behind it that fit."""
-        head = self.waiting.popleft()
-        parts, rows = [head], head.rows
-        if self.policy.joins and self.waiting:
-            left: deque[_Part] = deque()
-            for position, part in enumerate(self.waiting):
-                if part.shapes == head.shapes:
-                    if rows + part.rows > self.policy.max_rows:  # no overtaking among equals
-                        left.extend(list(self.waiting)[position:])
-                        break
-                    parts.append(part)
-                    rows += part.rows
-                else:
-                    left.append(part)
-            self.waiting = left
-        return _Batch(self, parts)
 
 
 class BatchScheduler:
@@ -208,9 +38,9 @@ class BatchScheduler:
     """
 
     def __init__(self, workers: int) -> None:
-        self._queues: dict[str, _Queue] = {}
+        self._queues: dict[str, Queue] = {}
         self._statistics: dict[str, ModelStatistics] = {}
-        self._running: set[_Batch] = set()
+        self._running: set[Batch] = set()
         self._changed = threading.Condition()  # guards all of the above, part.batch and the statistics
         self._stopping = False
         # Daemons: a program that forgets close() can still end.
@@ -236,7 +66,7 @@ class BatchScheduler:
         """
         with self._changed:
             counted = self._statistics.setdefault(name, ModelStatistics())
-            self._queues[key or name] = _Queue(name, run, policy, counted)
+            self._queues[key or name] = Queue(name, run, policy, counted)
 
     def remove(self, key: str) -> None:
         """Serve this no more. Whoever still waits for it is told that it is gone; a run in progress ends well."""
@@ -268,7 +98,7 @@ class BatchScheduler:
             if queue.policy.max_queue and len(queue.waiting) >= queue.policy.max_queue:
                 queue.statistics.rejected += 1
                 raise Overloaded(f"model {queue.name!r}: {len(queue.waiting)} requests wait already")
-            request = _Request(caller, queue, parts, done)
+            request = Request(caller, queue, parts, done)
             caller.live.add(request)
             queue.statistics.requests += 1
             queue.waiting.extend(request.parts)
@@ -303,7 +133,7 @@ class BatchScheduler:
         end = time.monotonic() + drain
         for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))
-        ended: _Ended = []
+        ended: Ended = []
         with self._changed:
             for queue in self._queues.values():
                 ended += self._end_all(queue, EngineUnavailable("the engine is closed"))
@@ -311,12 +141,12 @@ class BatchScheduler:
                 batch.options.terminate = True
         _hand_over(ended)
 
-    def _end_all(self, queue: _Queue, error: ServiceError) -> _Ended:
+    def _end_all(self, queue: Queue, error: ServiceError) -> Ended:
         """Fail what waits in a queue."""
         leftover, queue.waiting = list(queue.waiting), deque()
         return [ended for part in leftover for ended in self._settle(part, error)]
 
-    def _settle(self, part: _Part, outcome: Outputs | ServiceError) -> _Ended:
+    def _settle(self, part: Part, outcome: Outputs | ServiceError) -> Ended:
         """Note one part's outcome; its request and the whole outcome when that has ended with it."""
         request, part.batch = part.request, None
         if request not in request.caller.live:  # failed by another part, or given up
@@ -335,7 +165,7 @@ class BatchScheduler:
         request.parts = []  # they know their request: megabytes would wait for the collector of cycles
         return [(request, request.results)]
 
-    def _drop(self, request: _Request) -> None:
+    def _drop(self, request: Request) -> None:
         queue = request.queue
         queue.statistics.abandoned += 1
         queue.waiting = deque(part for part in queue.waiting if part.request is not request)
@@ -361,7 +191,7 @@ class BatchScheduler:
         _hand_over(self._record(batch, outcomes, started, time.monotonic() - started))
         return True
 
-    def _next_batch(self) -> tuple[_Batch | None, _Ended]:
+    def _next_batch(self) -> tuple[Batch | None, Ended]:
         """Wait for a batch that is due, or for requests that have waited too long.
 
         Neither when the scheduler stops and nothing waits.
@@ -387,9 +217,9 @@ class BatchScheduler:
                     return None, []
                 self._changed.wait(wait)
 
-    def _late(self, now: float) -> _Ended:
+    def _late(self, now: float) -> Ended:
         """Take out and fail what has waited for longer than its model's queue allows."""
-        ended: _Ended = []
+        ended: Ended = []
         for queue in self._queues.values():
             limit = queue.policy.queue_timeout
             while limit and queue.waiting and now - queue.waiting[0].arrived > limit:
@@ -397,9 +227,9 @@ class BatchScheduler:
                 ended += self._settle(queue.waiting.popleft(), error)
         return ended
 
-    def _choose(self, now: float) -> tuple[_Queue | None, float | None]:
+    def _choose(self, now: float) -> tuple[Queue | None, float | None]:
         """The queue whose head is due and oldest; else how long until one is due (None: until something changes)."""
-        oldest: _Queue | None = None
+        oldest: Queue | None = None
         wait: float | None = None
         for queue in self._queues.values():
             policy = queue.policy
@@ -413,8 +243,8 @@ class BatchScheduler:
         return oldest, wait
 
     def _record(
-        self, batch: _Batch, outcomes: Sequence[Outputs | ServiceError], started: float, seconds: float
-    ) -> _Ended:
+        self, batch: Batch, outcomes: Sequence[Outputs | ServiceError], started: float, seconds: float
+    ) -> Ended:
         """Count a run, and settle its parts; the requests that have ended with it."""
         statistics, rows = batch.queue.statistics, sum(part.rows for part in batch.parts)
         with self._changed:
@@ -431,7 +261,7 @@ class BatchScheduler:
             return [ended for part, outcome in pairs for ended in self._settle(part, outcome)]
 
 
-def _hand_over(ended: _Ended) -> None:
+def _hand_over(ended: Ended) -> None:
     """Tell those who wait; without the scheduler's lock, for they may submit."""
     for request, outcome in ended:
         try:

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from service.engines.base import Array, Tensors
-from service.engines.batching import BatchScheduler, Caller
+from service.engines.batching import BatchScheduler
 from service.engines.config import ModelConfig, Step
 from service.engines.ensembles import DataFlow
+from service.engines.queues import Caller
 from service.engines.sessions import OnnxModel
 from service.engines.tensors import check_inputs, join_rows, split_rows
 from service.errors import InferenceFailed, ServiceError
@@ -38,22 +39,28 @@ class Network:
     origin: object
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """Models that can be called.
+
+    Attributes:
+        configs: by name.
+        networks: by name and version: the latest, and those that ensembles name.
+        scheduler: that has a queue for each network.
+    """
+
+    configs: Mapping[str, ModelConfig]
+    networks: Mapping[tuple[str, int], Network]
+    scheduler: BatchScheduler
+
+
 class EngineCall:
-    """What one caller asks of the models of one generation."""
+    """What one caller asks of loaded models."""
 
-    __slots__ = ("_caller", "_configs", "_networks", "_scheduler")
+    __slots__ = ("_caller", "_loaded")
 
-    def __init__(
-        self,
-        configs: Mapping[str, ModelConfig],
-        networks: Mapping[tuple[str, int], Network],
-        scheduler: BatchScheduler,
-        caller: Caller,
-    ) -> None:
-        """``networks`` are by name and version, of all models in ``configs`` and those that ensembles name."""
-        self._configs = configs
-        self._networks = networks
-        self._scheduler = scheduler
+    def __init__(self, loaded: Loaded, caller: Caller) -> None:
+        self._loaded = loaded
         self._caller = caller
 
     def begin(self, config: ModelConfig, version: int, inputs: Tensors, done: Done) -> None:
@@ -65,7 +72,7 @@ class EngineCall:
             inputs: checked against the config, of one row or more.
             done: gets the outputs.
         """
-        network = self._networks.get((config.metadata.name, config.version if version == -1 else version))
+        network = self._loaded.networks.get((config.metadata.name, config.version if version == -1 else version))
         limit = config.metadata.max_batch_size if network is None else network.model.batching.max_rows
         # In the config's order, so that the batcher can compare shapes without looking at names.
         inputs = {spec.name: inputs[spec.name] for spec in config.metadata.inputs}
@@ -75,7 +82,7 @@ class EngineCall:
             _InTurn(iter(parts), partial(self._begin_steps, config), done).go_on()
             return
         try:
-            self._scheduler.submit(self._caller, network.key, parts, partial(_join, done))
+            self._loaded.scheduler.submit(self._caller, network.key, parts, partial(_join, done))
         except ServiceError as error:
             done(error)
 
@@ -84,7 +91,7 @@ class EngineCall:
 
     def begin_step(self, ensemble: str, step: Step, inputs: Tensors, done: Done) -> None:
         """Run one step of an ensemble on what earlier steps have written."""
-        config = self._configs[step.model]
+        config = self._loaded.configs[step.model]
         try:
             check_inputs(config.metadata, inputs)
         except ValueError as error:  # not the caller's tensors: an earlier step's output

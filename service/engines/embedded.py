@@ -22,7 +22,7 @@ from pathlib import Path
 
 from service.engines.base import Array, Engine, ModelMetadata, Models, Tensors
 from service.engines.batching import BatchScheduler
-from service.engines.calls import Network
+from service.engines.calls import Loaded, Network
 from service.engines.config import RepositoryError
 from service.engines.fingerprint import Fingerprint, fingerprint
 from service.engines.generations import Generation, Traffic, load
@@ -67,7 +67,7 @@ class EmbeddedEngine(Engine):
             raise EngineUnavailable(str(error)) from error
         self._scheduler = BatchScheduler(self.settings.concurrent_runs)
         self._queue(networks)
-        self._current = Generation(configs, networks, self._scheduler, self._traffic)
+        self._current = Generation(Loaded(configs, networks, self._scheduler), self._traffic)
         self._living = [self._current]
         logger.info("loaded %d models in %.2f s from %s", len(configs), time.monotonic() - started, self.repository)
         if self.settings.reload_seconds:
@@ -140,7 +140,7 @@ class EmbeddedEngine(Engine):
                 self.refused = None
                 return True
             queued = self._queue(networks, old.networks)
-            candidate = Generation(configs, networks, scheduler, self._traffic)
+            candidate = Generation(Loaded(configs, networks, scheduler), self._traffic)
             if self.trial is not None:
                 await self.trial(candidate)
         except (Overloaded, DeadlineExceeded) as error:

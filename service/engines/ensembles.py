@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 
 from service.engines.base import Array, Tensors, TensorSpec
 from service.engines.config import ENSEMBLE, ModelConfig, Report, Step, refuse
 from service.engines.tensors import fits
-
-# Runs a model by name and version, -1 for the latest.
-Call = Callable[[str, int, Tensors], Awaitable[dict[str, Array]]]
 
 
 class DataFlow:
@@ -46,31 +42,6 @@ class DataFlow:
     def outputs(self) -> dict[str, Array]:
         """The ensemble's outputs, once it has :attr:`finished`."""
         return {name: self._tensors[name] for name in self._outputs}
-
-
-async def run_ensemble(config: ModelConfig, inputs: Tensors, call: Call) -> dict[str, Array]:
-    """Run the steps, each as soon as its inputs are there; independent steps run at the same time.
-
-    Args:
-        config: an ensemble that :func:`check_ensembles` has passed.
-        inputs: the ensemble's inputs.
-        call: runs one model. When it raises, the other steps are cancelled and the error goes on.
-    """
-    flow = DataFlow(config, inputs)
-    running: dict[asyncio.Task[dict[str, Array]], Step] = {}
-    try:
-        while not flow.finished:
-            for step, tensors in flow.begin():
-                running[asyncio.ensure_future(call(step.model, step.version, tensors))] = step
-            done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                flow.end(running.pop(task), task.result())
-    finally:
-        for task in running:
-            task.cancel()
-        if running:
-            await asyncio.gather(*running, return_exceptions=True)
-    return flow.outputs()
 
 
 def check_ensembles(models: Mapping[str, ModelConfig], report: Report = refuse) -> None:

@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from service.engines.base import Array, ModelMetadata, Models, Tensors
-from service.engines.batching import BatchScheduler, Caller
-from service.engines.calls import EngineCall, Network
+from service.engines.calls import EngineCall, Loaded, Network
 from service.engines.config import ModelConfig, RepositoryError, read_repository
 from service.engines.ensembles import check_ensembles
+from service.engines.queues import Caller
 from service.engines.sessions import OnnxModel, RuntimeSettings
 from service.engines.tensors import check_inputs, empty_outputs
 from service.errors import EngineUnavailable, ModelNotFound
@@ -58,22 +58,16 @@ class Generation(Models):
     """The models of one state of the repository.
 
     Attributes:
-        configs: by name.
-        networks: by name and version: the latest, and those that ensembles name.
+        configs: as in :class:`Loaded`.
+        networks: as in :class:`Loaded`.
         holders: requests that were begun with this generation and are not finished.
     """
 
-    def __init__(
-        self,
-        configs: Mapping[str, ModelConfig],
-        networks: Mapping[tuple[str, int], Network],
-        scheduler: BatchScheduler,
-        traffic: Traffic,
-    ) -> None:
-        self.configs = configs
-        self.networks = networks
+    def __init__(self, loaded: Loaded, traffic: Traffic) -> None:
+        self.configs = loaded.configs
+        self.networks = loaded.networks
         self.holders = 0
-        self._scheduler = scheduler
+        self._loaded = loaded
         self._traffic = traffic
 
     async def infer(self, model: str, inputs: Tensors, *, timeout: float | None = None) -> dict[str, Array]:
@@ -84,8 +78,8 @@ class Generation(Models):
             if rows == 0:
                 return empty_outputs(config.metadata)
             deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
-            caller = Caller(self._scheduler)
-            EngineCall(self.configs, self.networks, self._scheduler, caller).begin(config, -1, inputs, caller.finish)
+            caller = Caller(self._loaded.scheduler)
+            EngineCall(self._loaded, caller).begin(config, -1, inputs, caller.finish)
             return await caller.answer(model, deadline)
 
     async def models(self) -> list[str]:

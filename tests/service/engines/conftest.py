@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from deploy.triton.installation import Installation
 from deploy.triton.server import TritonServer
 from service.engines.embedded import EmbeddedEngine
 from service.engines.sessions import RuntimeSettings
-from tests.service.engines.repositories import FLOAT, INT64, UINT8, Repository
+from tests.service.engines.repositories import FLOAT, INT64, UINT8, Repository, turning
 
 Start = Callable[..., Awaitable[EmbeddedEngine]]
 
@@ -43,6 +45,16 @@ async def start(repository: Repository) -> AsyncIterator[Start]:
     yield run
     for engine in engines:
         await engine.close()
+
+
+@contextlib.asynccontextmanager
+async def busy(engine: EmbeddedEngine) -> AsyncIterator[None]:
+    """Something runs meanwhile: only then is company waited for."""
+    task = asyncio.ensure_future(engine.infer("slow", turning(300_000)))
+    while not engine.statistics()["slow"].running:
+        await asyncio.sleep(0.001)
+    yield
+    await task
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx
 from onnx import TensorProto, helper
+
+from service.engines.base import Array
 
 Shape = Sequence[int | str]
 # name -> (ONNX element type, shape without the batch axis; text marks an axis of free length)
@@ -16,6 +19,11 @@ FLOAT = TensorProto.FLOAT
 UINT8 = TensorProto.UINT8
 INT64 = TensorProto.INT64
 
+ROW: Signature = {"x": (FLOAT, [3])}
+OUT: Signature = {"y": (FLOAT, [3])}
+JOIN = "dynamic_batching { }\n"
+LONG = 100_000_000  # turns of the slow model: minutes, so that time limits mean something on a busy machine too
+
 _TRITON: dict[int, str] = {
     FLOAT: "TYPE_FP32",
     UINT8: "TYPE_UINT8",
@@ -23,6 +31,16 @@ _TRITON: dict[int, str] = {
     TensorProto.DOUBLE: "TYPE_FP64",
     TensorProto.FLOAT16: "TYPE_FP16",
 }
+
+
+def rows(count: int, start: float = 0) -> Array:
+    """Rows of three numbers that count upwards from ``start``."""
+    return np.arange(start, start + 3 * count, dtype=np.float32).reshape(count, 3)
+
+
+def turning(turns: int) -> dict[str, Array]:
+    """Input of the slow model: a microsecond or two a turn, ten on a busy machine."""
+    return {"x": np.ones((1, 64), np.float32), "turns": np.full((1, 1), turns, np.int64)}
 
 
 def tensors_text(kind: str, signature: Signature) -> str:

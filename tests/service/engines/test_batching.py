@@ -15,8 +15,9 @@ import pytest
 from onnxruntime import RunOptions
 
 from service.engines.base import Array, Tensors
-from service.engines.batching import BatchScheduler, Caller
+from service.engines.batching import BatchScheduler
 from service.engines.config import BatchPolicy
+from service.engines.queues import Caller
 from service.engines.tensors import join_rows
 from service.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed, Overloaded, ServiceError
 

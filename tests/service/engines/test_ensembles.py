@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 
 import numpy as np
@@ -10,39 +9,17 @@ import pytest
 
 from service.engines.base import Array, Tensors
 from service.engines.config import RepositoryError, read_repository
-from service.engines.ensembles import check_ensembles, run_ensemble
-from tests.service.engines.repositories import FLOAT, UINT8, Repository
+from service.engines.ensembles import DataFlow, check_ensembles
+from tests.service.engines.repositories import FLOAT, OUT, ROW, UINT8, Repository
 
-ROW = {"x": (FLOAT, [3])}
-OUT = {"y": (FLOAT, [3])}
 X = np.array([[1, 2, 3], [4, 5, 6]], np.float32)
 
 
-class Calls:
-    """Computes the parts in NumPy, writes down their order, and can hold a model back."""
-
-    def __init__(self) -> None:
-        self.begun: list[str] = []
-        self.ended: list[str] = []
-        self.cancelled: list[str] = []
-        self.hold: dict[str, asyncio.Event] = {}
-        self.fail: str | None = None
-
-    async def __call__(self, model: str, version: int, inputs: Tensors) -> dict[str, Array]:
-        self.begun.append(model)
-        try:
-            if model in self.hold:
-                await self.hold[model].wait()
-            await asyncio.sleep(0)
-        except asyncio.CancelledError:
-            self.cancelled.append(model)
-            raise
-        if model == self.fail:
-            raise RuntimeError(f"{model} fails")
-        self.ended.append(model)
-        if model == "add":
-            return {"sum": inputs["a"] + inputs["b"]}  # type: ignore[operator]
-        return {"y": inputs["x"] * float(model.removeprefix("times"))}  # type: ignore[operator]
+def compute(model: str, inputs: Tensors) -> dict[str, Array]:
+    """The parts in NumPy."""
+    if model == "add":
+        return {"sum": inputs["a"] + inputs["b"]}  # type: ignore[operator]
+    return {"y": inputs["x"] * float(model.removeprefix("times"))}  # type: ignore[operator]
 
 
 def diamond(repository: Repository, last: str = "y") -> None:
@@ -58,23 +35,26 @@ def diamond(repository: Repository, last: str = "y") -> None:
     repository.ensemble("diamond", steps, ROW, OUT)
 
 
-async def test_independent_steps_run_at_the_same_time(repository: Repository) -> None:
+def test_independent_steps_begin_at_the_same_time(repository: Repository) -> None:
     diamond(repository)
     models = read_repository(repository.root)
     check_ensembles(models)
-    calls = Calls()
-    calls.hold["times3"] = asyncio.Event()
-    task = asyncio.ensure_future(run_ensemble(models["diamond"], {"x": X}, calls))
-    for _ in range(5):
-        await asyncio.sleep(0)
-    assert sorted(calls.begun) == ["times2", "times3"]
-    assert calls.ended == ["times2"]
-    calls.hold["times3"].set()
-    np.testing.assert_array_equal((await task)["y"], 5 * X)
+    flow = DataFlow(models["diamond"], {"x": X})
+    begun = flow.begin()
+    assert sorted(step.model for step, _ in begun) == ["times2", "times3"]
+    assert flow.begin() == []
+    for step, inputs in begun:
+        assert not flow.finished
+        flow.end(step, compute(step.model, inputs))
+    ((step, inputs),) = flow.begin()
+    assert step.model == "add" and not flow.finished
+    flow.end(step, compute(step.model, inputs))
+    assert flow.finished
+    np.testing.assert_array_equal(flow.outputs()["y"], 5 * X)
 
 
-async def test_a_slow_branch_does_not_hold_up_the_other(repository: Repository) -> None:
-    """Data flow, not waves: the second step of one branch starts while the other's first still runs."""
+def test_a_slow_branch_does_not_hold_up_the_other(repository: Repository) -> None:
+    """Data flow, not waves: the second step of one branch begins while the other's first still runs."""
     for factor in (2, 3, 5):
         repository.affine(f"times{factor}", factor)
     repository.add()
@@ -85,38 +65,17 @@ async def test_a_slow_branch_does_not_hold_up_the_other(repository: Repository) 
         ("add", {"a": "slow", "b": "faster"}, {"sum": "y"}),
     ]
     repository.ensemble("e", steps, ROW, OUT)
-    calls = Calls()
-    calls.hold["times2"] = asyncio.Event()
-    task = asyncio.ensure_future(run_ensemble(read_repository(repository.root)["e"], {"x": X}, calls))
-    for _ in range(10):
-        await asyncio.sleep(0)
-    assert calls.ended == ["times3", "times5"]
-    calls.hold["times2"].set()
-    np.testing.assert_array_equal((await task)["y"], 17 * X)
-
-
-async def test_a_failing_step_ends_the_others(repository: Repository) -> None:
-    diamond(repository)
-    calls = Calls()
-    calls.fail = "times2"
-    calls.hold["times3"] = asyncio.Event()
-    with pytest.raises(RuntimeError, match="times2 fails"):
-        await run_ensemble(read_repository(repository.root)["diamond"], {"x": X}, calls)
-    assert calls.cancelled == ["times3"]
-    assert "add" not in calls.begun
-
-
-async def test_cancelling_an_ensemble_cancels_its_steps(repository: Repository) -> None:
-    diamond(repository)
-    calls = Calls()
-    calls.hold = {"times2": asyncio.Event(), "times3": asyncio.Event()}
-    task = asyncio.ensure_future(run_ensemble(read_repository(repository.root)["diamond"], {"x": X}, calls))
-    for _ in range(5):
-        await asyncio.sleep(0)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert sorted(calls.cancelled) == ["times2", "times3"]
+    flow = DataFlow(read_repository(repository.root)["e"], {"x": X})
+    (slow, slow_inputs), (fast, fast_inputs) = flow.begin()
+    flow.end(fast, compute(fast.model, fast_inputs))
+    ((faster, inputs),) = flow.begin()
+    assert faster.model == "times5"
+    flow.end(faster, compute(faster.model, inputs))
+    assert flow.begin() == [] and not flow.finished
+    flow.end(slow, compute(slow.model, slow_inputs))
+    ((add, inputs),) = flow.begin()
+    flow.end(add, compute(add.model, inputs))
+    np.testing.assert_array_equal(flow.outputs()["y"], 17 * X)
 
 
 def absent(r: Repository) -> None:

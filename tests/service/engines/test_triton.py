@@ -19,15 +19,7 @@ from deploy.triton.server import TritonServer
 from service.engines import triton_memory
 from service.engines.triton import TritonEngine, TritonSettings
 from service.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed, ModelNotFound, Overloaded
-from tests.service.engines.repositories import Repository
-from tests.service.engines.test_embedded import rows
-
-Inputs = dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]]
-
-
-def turning(turns: int) -> Inputs:
-    """Input of the slow model: about two microseconds a turn, ten on a busy machine. It cannot be cancelled."""
-    return {"x": np.ones((1, 64), np.float32), "turns": np.full((1, 1), turns, np.int64)}
+from tests.service.engines.repositories import Repository, rows, turning
 
 
 def pictures(count: int, seed: int = 0) -> Any:

@@ -19,12 +19,10 @@ from service.engines.base import Models
 from service.engines.embedded import EmbeddedEngine
 from service.errors import EngineUnavailable, ModelNotFound, Overloaded
 from tests.service.engines.conftest import Start
-from tests.service.engines.repositories import FLOAT, Repository
-from tests.service.engines.test_embedded import rows, turning
+from tests.service.engines.repositories import FLOAT, OUT, ROW, Repository, rows, turning
 
 PERIOD = 0.05
 TWO = "version_policy { latest { num_versions: 2 } }\n"
-ROW, OUT = {"x": (FLOAT, [3])}, {"y": (FLOAT, [3])}
 
 
 def version(repository: Repository, name: str, number: int, factor: float) -> Path:
