@@ -146,7 +146,8 @@ class Wire:
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
-        self._host, self._port = parts.hostname or "127.0.0.1", parts.port or 80
+        self._tls = parts.scheme == "https"
+        self._host, self._port = parts.hostname or "127.0.0.1", parts.port or (443 if self._tls else 80)
         self._idle: list[_Connection] = []
         self.opened = self.resent = 0
 
@@ -206,7 +207,9 @@ class Wire:
 
     async def _connect(self) -> _Connection:
         try:
-            _, connection = await asyncio.get_running_loop().create_connection(_Connection, self._host, self._port)
+            _, connection = await asyncio.get_running_loop().create_connection(
+                _Connection, self._host, self._port, ssl=self._tls or None
+            )
         except OSError as error:
             raise NoConnection(f"no connection: {error!r}") from None
         self.opened += 1

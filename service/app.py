@@ -16,6 +16,7 @@ from service.api_docs import declare_keys
 from service.callers import Callers
 from service.correlation import Correlation
 from service.deadlines import HEADER as TIMEOUT_HEADER
+from service.direct_route import DirectRoute
 from service.engine_choice import open_engine
 from service.engines.base import Engine
 from service.keys import KeyRing
@@ -85,11 +86,11 @@ def create_app(settings: Settings | None = None, engine: Engine | None = None) -
         redoc_url=None,
     )
     app.state.service = service
-    app.include_router(routes.pose_router)  # routes are tried in turn
     app.include_router(routes.router)
     if settings.api_docs:
         app.include_router(api_page.router)
     problems.install(app)
+    app.add_middleware(DirectRoute, route=routes.pose_route())
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
 import time
-import uuid
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
@@ -53,7 +53,7 @@ class Correlation:
             return
         headers = Headers(scope=scope)
         given = headers.get(_HEADER, "")
-        record = RequestRecord(given if _SANE.fullmatch(given) else uuid.uuid4().hex, trace_id_of(headers))
+        record = RequestRecord(given if _SANE.fullmatch(given) else os.urandom(16).hex(), trace_id_of(headers))
         record.put(scope)
         scope["request_id"] = record.request_id
         trace: RequestTrace | None = None
@@ -111,10 +111,7 @@ class Correlation:
     ) -> None:
         # Routes, not paths: anyone can make up paths, and each would be a time series of its own.
         route = getattr(scope.get("route"), "path", "other")
-        self._metrics.requests.labels(route, str(status)).inc()
-        self._metrics.duration.labels(route).observe(max(0.0, own))
-        if record.stages.seconds and 0 < status < 400:
-            self._metrics.answered(record.stages)
+        self._metrics.ended(route, status, own, record.stages)
         level = logging.DEBUG if status < 400 and not route.startswith("/v1/pose") else logging.INFO
         if trace is None and not logger.isEnabledFor(level):
             return

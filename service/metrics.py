@@ -70,20 +70,26 @@ class Metrics:
                 self.registry.register(collector)
             ProcessCollector(registry=self.registry)
 
-        self.requests = self._counter("requests", "Requests by route and status.", "route", "status")
+        self._requests = _Series(self._counter("requests", "Requests by route and status.", "route", "status"))
         self._rejected = self._counter("rejected", "Requests that were refused or failed, by reason.", "reason")
-        self.duration = self._histogram(
-            "request_seconds",
-            "Seconds from a request's head to its answer's, less those its body took to come.",
-            "route",
+        self._duration = _Series(
+            self._histogram(
+                "request_seconds",
+                "Seconds from a request's head to its answer's, less those its body took to come.",
+                "route",
+            )
         )
-        self.stages = self._histogram("stage_seconds", "Seconds of an answered pose request by stage.", "stage")
+        self._stages = _Series(
+            self._histogram("stage_seconds", "Seconds of an answered pose request by stage.", "stage")
+        )
         self.people = self._histogram("people_per_image", "People answered for each picture.", buckets=(0, *ROWS))
-        self.engine_rows = self._histogram(
-            "engine_rows",
-            "Rows of each engine call (pictures for a detector, crops for a pose model).",
-            "model",
-            buckets=ROWS,
+        self._engine_rows = _Series(
+            self._histogram(
+                "engine_rows",
+                "Rows of each engine call (pictures for a detector, crops for a pose model).",
+                "model",
+                buckets=ROWS,
+            )
         )
         self.running = self._gauge("requests_running", "Pose requests worked on now.")
         self.waiting = self._gauge("requests_waiting", "Pose requests that arrive or wait for their turn.")
@@ -111,6 +117,18 @@ class Metrics:
         """Show the service's state: what ``state`` gives, on the event loop."""
         self._state = state
 
+    def ended(self, route: str, status: int, seconds: float, stages: Stages) -> None:
+        """Count a request and its time; of an answered pose request also where the time went."""
+        self._requests[route, str(status)].inc()
+        self._duration[(route,)].observe(max(0.0, seconds))
+        if stages.seconds and 0 < status < 400:
+            for stage, spent in stages.copy().items():
+                self._stages[(stage,)].observe(spent)
+
+    def engine_called(self, model: str, rows: int) -> None:
+        """Count a call of a model."""
+        self._engine_rows[(model,)].observe(rows)
+
     def rejected(self, reason: str) -> None:
         """Count a request that was refused or failed, by one of :data:`REASONS`."""
         self._rejected.labels(reason if reason in REASONS else "other").inc()
@@ -119,11 +137,6 @@ class Metrics:
         """Count the people of each picture."""
         for picture in pictures:
             self.people.observe(len(picture.people))
-
-    def answered(self, stages: Stages) -> None:
-        """Record where the time of one answered pose request went."""
-        for stage, seconds in stages.copy().items():
-            self.stages.labels(stage).observe(seconds)
 
     @property
     def shared(self) -> bool:
@@ -177,6 +190,18 @@ class Metrics:
 
     def _histogram(self, name: str, text: str, *labels: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
         return Histogram(f"tritonpose_{name}", text, labels, buckets=buckets, registry=self.registry)
+
+
+class _Series(dict[tuple[str, ...], Any]):
+    """A metric's series by their labels' values: prometheus_client takes a lock for each look, and makes texts."""
+
+    def __init__(self, metric: Counter | Histogram) -> None:
+        super().__init__()
+        self._metric = metric
+
+    def __missing__(self, labels: tuple[str, ...]) -> Any:
+        series = self[labels] = self._metric.labels(*labels)
+        return series
 
 
 class _ProcessMetrics:

@@ -207,7 +207,7 @@ class PosePipeline:
     async def infer(self, models: Models, model: str, inputs: Tensors, deadline: float | None) -> dict[str, Any]:
         """One engine call, counted; it may take until ``deadline`` (event loop's clock)."""
         if self._metrics:
-            self._metrics.engine_rows.labels(model).observe(len(next(iter(inputs.values()))))
+            self._metrics.engine_called(model, len(next(iter(inputs.values()))))
         left = None if deadline is None else deadline - asyncio.get_running_loop().time()
         return await models.infer(model, inputs, timeout=left)
 

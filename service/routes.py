@@ -7,11 +7,13 @@ import base64
 import hashlib
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter
+from fastapi.routing import APIRoute
+from starlette.datastructures import QueryParams
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 
@@ -30,7 +32,6 @@ from service.image_header import ImageHeader
 from service.jpeg_header import ordinary_jpeg
 from service.options import PoseOptions, read_options
 from service.pipeline import FEW_PEOPLE, Answer
-from service.plain_route import PlainRoute
 from service.records import record_of
 from service.scenes import render_scene
 from service.stages import Stages
@@ -44,16 +45,17 @@ _PAGE_POLICY = (
     "img-src data: blob:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 )
 _PNG, _JPEG = "image/png", "image/jpeg"
+POSE_PATH = "/v1/pose"
 # A body that is one ordinary JPEG file up to this size is parsed in 0.1 ms at most: a thread would cost more.
 _SMALL_BODY = 256 * 1024
+_USUAL_PEOPLE = PoseOptions().max_people
 
 
-pose_router = APIRouter(route_class=PlainRoute)
 router = APIRouter()
 
 
-@pose_router.post(
-    "/v1/pose",
+@router.post(
+    POSE_PATH,
     summary="Find the people of one or several pictures",
     openapi_extra=POSE_OPERATION,
     responses=PROBLEMS,
@@ -66,15 +68,13 @@ async def pose(request: Request) -> Response:
     service.readiness.require_started()
     seconds = read_timeout(request.headers.get(TIMEOUT_HEADER), service.settings)
     deadline = asyncio.get_running_loop().time() + seconds
-    defaults = PoseOptions(model=service.settings.model)
-    given: list[tuple[str, object]] = [*request.query_params.multi_items()]
-    options = read_options(given, defaults)  # a wrong option is told before the body travels
+    given, options = _query_options(request.scope["query_string"], service.settings.model)
     with service.admission.enter(caller, deadline) as visit:
         body, headers = await _read_body(request, service, visit, stages, seconds)
         record.images = len(body.pictures)
         if body.options:
-            given += body.options
-            options = read_options(given, defaults)
+            given += tuple(body.options)
+            options = read_options(given, PoseOptions(model=service.settings.model))
         drawn_type = _drawn_type(request, options, any(name == "format" for name, _ in given))
         if drawn_type and len(body.pictures) != 1:
             raise InvalidOption(f"format: image answers one picture, the request has {len(body.pictures)}")
@@ -91,7 +91,7 @@ async def pose(request: Request) -> Response:
                 until=held,
                 deadline=deadline,
             )
-            _learn(service, body, answer, defaults.max_people)
+            _learn(service, body, answer)
             record.people = sum(len(picture.people) for picture in answer.pictures)
             return answer
 
@@ -108,6 +108,11 @@ async def pose(request: Request) -> Response:
         left = deadline - asyncio.get_running_loop().time()
         data = await finish_within(work(), left, _hang_up(request), asked=seconds)
     return Response(data, media_type=drawn_type or _JSON, headers={"Vary": "Accept"})
+
+
+def pose_route() -> APIRoute:
+    """The route of :func:`pose`, for :class:`service.direct_route.DirectRoute`."""
+    return next(one for one in router.routes if isinstance(one, APIRoute) and one.path == POSE_PATH)
 
 
 @router.get("/v1/models", summary="What is loaded", responses=PROBLEMS)
@@ -218,12 +223,12 @@ def _weigh(visit: Visit, service: Service, body: Body, headers: Sequence[ImageHe
     visit.weigh(detected, sum(header.pixels for header in headers), people, rows)
 
 
-def _learn(service: Service, body: Body, answer: Answer, usual: int) -> None:
+def _learn(service: Service, body: Body, answer: Answer) -> None:
     """How many people there are in a picture; one that asks for fewer than is usual does not tell."""
     found = [
         len(picture.people)
         for sent, picture in zip(body.pictures, answer.pictures, strict=True)
-        if sent.boxes is None and answer.options.max_people >= usual
+        if sent.boxes is None and answer.options.max_people >= _USUAL_PEOPLE
     ]
     if found:
         service.admission.pace.found(len(found), sum(found))
@@ -233,6 +238,16 @@ def _parse(content_type: str, data: bytes, service: Service, stages: Stages) -> 
     with stages.measure("parse"):
         body = parse_body(content_type, data, service.settings.max_images)
     return body, service.pipeline.read_headers(body.pictures, stages)
+
+
+@lru_cache(128)
+def _query_options(query: bytes, model: str) -> tuple[tuple[tuple[str, object], ...], PoseOptions]:
+    """Options of a query string, as they were given and as they are meant; callers send the same one again and again.
+
+    A wrong one is told before the body travels. Raises InvalidOption.
+    """
+    given = tuple(QueryParams(query).multi_items())
+    return given, read_options(given, PoseOptions(model=model))
 
 
 def _drawn_type(request: Request, options: PoseOptions, format_given: bool) -> str | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from types import TracebackType
 from typing import Protocol
 
 
@@ -31,20 +31,9 @@ class Stages:
         with self._lock:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
-    @contextmanager
-    def measure(self, stage: str) -> Iterator[None]:
-        """Add the time of the ``with`` block, also when it raises."""
-        started = time.perf_counter()
-        end = self.trace.stage(stage, started) if self.trace is not None else None
-        failed = True
-        try:
-            yield
-            failed = False
-        finally:
-            ended = time.perf_counter()
-            self.add(stage, ended - started)
-            if end is not None:
-                end(ended, failed)
+    def measure(self, stage: str) -> Measured:
+        """``with stages.measure("decode"):`` adds the time of the block, also when it raises."""
+        return Measured(self, stage)
 
     def copy(self) -> dict[str, float]:
         """Seconds by stage as they are now; threads of a request that was given up may still add to them."""
@@ -58,3 +47,28 @@ class Stages:
     def milliseconds(self) -> dict[str, float]:
         """Milliseconds by stage, rounded to microseconds."""
         return {stage: round(seconds * 1e3, 3) for stage, seconds in self.copy().items()}
+
+
+class Measured:
+    """The time of one ``with`` block. A class: a generator's way in and out costs three times as much."""
+
+    __slots__ = ("_end", "_name", "_stages", "_started")
+
+    def __init__(self, stages: Stages, name: str) -> None:
+        self._stages = stages
+        self._name = name
+
+    def __enter__(self) -> None:
+        """Look at the clock."""
+        self._started = time.perf_counter()
+        trace = self._stages.trace
+        self._end = trace.stage(self._name, self._started) if trace is not None else None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Look again."""
+        ended = time.perf_counter()
+        self._stages.add(self._name, ended - self._started)
+        if self._end is not None:
+            self._end(ended, kind is not None)

@@ -34,7 +34,9 @@ logger = logging.getLogger(__name__)
 class BatchScheduler:
     """Queues of all models before a fixed number of worker threads.
 
-    Oldest request first over all models. ``instances`` of a policy bounds the runs of one model at a time.
+    Oldest work first over all models, and a step of an ensemble is as old as its first: what has been begun is ended
+    before something else is, so fewer maps wait in memory, and they are still in the caches. ``instances`` of a policy
+    bounds the runs of one model at a time.
     """
 
     def __init__(self, workers: int) -> None:
@@ -76,7 +78,9 @@ class BatchScheduler:
             ended = self._end_all(queue, error)
         _hand_over(ended)
 
-    def submit(self, caller: Caller, key: str, parts: Sequence[Tensors], done: Done) -> None:
+    def submit(
+        self, caller: Caller, key: str, parts: Sequence[Tensors], done: Done, since: float | None = None
+    ) -> None:
         """Queue one request, in any thread. One of a caller that has gone is dropped.
 
         Args:
@@ -84,6 +88,7 @@ class BatchScheduler:
             key: of an added model.
             parts: the request cut into pieces of at most ``max_rows`` rows.
             done: called once in a worker thread, unless the caller goes before. May submit the next request.
+            since: ``time.monotonic`` at the start of the work that this is a step of; None for now.
 
         Raises:
             Overloaded, EngineUnavailable (stopped, or the model has been replaced).
@@ -98,7 +103,7 @@ class BatchScheduler:
             if queue.policy.max_queue and len(queue.waiting) >= queue.policy.max_queue:
                 queue.statistics.rejected += 1
                 raise Overloaded(f"model {queue.name!r}: {len(queue.waiting)} requests wait already")
-            request = Request(caller, queue, parts, done)
+            request = Request(caller, queue, parts, done, since)
             caller.live.add(request)
             queue.statistics.requests += 1
             queue.waiting.extend(request.parts)
@@ -238,7 +243,7 @@ class BatchScheduler:
             due = queue.due() if self._running and not self._stopping else now
             if due > now:
                 wait = due - now if wait is None else min(wait, due - now)
-            elif oldest is None or queue.waiting[0].arrived < oldest.waiting[0].arrived:
+            elif oldest is None or queue.oldest < oldest.oldest:
                 oldest = queue
         return oldest, wait
 

@@ -7,6 +7,7 @@ a millisecond of the loop's time, and leave a worker idle until the loop gets to
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -63,7 +64,7 @@ class EngineCall:
         self._loaded = loaded
         self._caller = caller
 
-    def begin(self, config: ModelConfig, version: int, inputs: Tensors, done: Done) -> None:
+    def begin(self, config: ModelConfig, version: int, inputs: Tensors, done: Done, since: float | None = None) -> None:
         """Run a network or an ensemble; returns at once. A refusal comes to ``done`` as well.
 
         Args:
@@ -71,6 +72,7 @@ class EngineCall:
             version: of a network; -1 for the latest.
             inputs: checked against the config, of one row or more.
             done: gets the outputs.
+            since: as in :meth:`BatchScheduler.submit`; an ensemble's parts begin anew, each in its turn.
         """
         network = self._loaded.networks.get((config.metadata.name, config.version if version == -1 else version))
         limit = config.metadata.max_batch_size if network is None else network.model.batching.max_rows
@@ -82,14 +84,14 @@ class EngineCall:
             _InTurn(iter(parts), partial(self._begin_steps, config), done).go_on()
             return
         try:
-            self._loaded.scheduler.submit(self._caller, network.key, parts, partial(_join, done))
+            self._loaded.scheduler.submit(self._caller, network.key, parts, partial(_join, done), since)
         except ServiceError as error:
             done(error)
 
     def _begin_steps(self, config: ModelConfig, inputs: Tensors, done: Done) -> None:
         _Steps(self, config, inputs, done).go_on()
 
-    def begin_step(self, ensemble: str, step: Step, inputs: Tensors, done: Done) -> None:
+    def begin_step(self, ensemble: str, step: Step, inputs: Tensors, done: Done, since: float) -> None:
         """Run one step of an ensemble on what earlier steps have written."""
         config = self._loaded.configs[step.model]
         try:
@@ -97,7 +99,7 @@ class EngineCall:
         except ValueError as error:  # not the caller's tensors: an earlier step's output
             done(InferenceFailed(f"ensemble {ensemble!r}: {error}"))
             return
-        self.begin(config, step.version, inputs, done)
+        self.begin(config, step.version, inputs, done, since)
 
 
 class _InTurn:
@@ -127,7 +129,7 @@ class _InTurn:
 class _Steps:
     """One run of an ensemble; each step begins as soon as its inputs are there."""
 
-    __slots__ = ("_call", "_done", "_failed", "_flow", "_lock", "_name")
+    __slots__ = ("_call", "_done", "_failed", "_flow", "_lock", "_name", "_since")
 
     def __init__(self, call: EngineCall, config: ModelConfig, inputs: Tensors, done: Done) -> None:
         self._call = call
@@ -135,13 +137,14 @@ class _Steps:
         self._flow = DataFlow(config, inputs)
         self._done = done
         self._failed = False
+        self._since = time.monotonic()
         self._lock = threading.Lock()  # steps that run at the same time end in different threads
 
     def go_on(self) -> None:
         with self._lock:
             ready = self._flow.begin()
         for step, inputs in ready:
-            self._call.begin_step(self._name, step, inputs, partial(self._ended, step))
+            self._call.begin_step(self._name, step, inputs, partial(self._ended, step), self._since)
 
     def _ended(self, step: Step, outcome: dict[str, Array] | ServiceError) -> None:
         with self._lock:

@@ -37,13 +37,18 @@ class Scheduler(Protocol):
 
 
 class Caller:
-    """Who waits, on an event loop, for one answer that takes one or more requests to the worker threads."""
+    """Who waits, on an event loop, for one answer that takes one or more requests to the worker threads.
+
+    Attributes:
+        live: its requests that have not ended. Guarded by the scheduler's lock, as is ``gone``.
+        gone: it waits no more.
+    """
 
     __slots__ = ("_answered", "_future", "_loop", "_scheduler", "gone", "live")
 
     def __init__(self, scheduler: Scheduler) -> None:
         """For one call of :meth:`answer`, on the running event loop."""
-        self.live: set[Request] = set()  # guarded by the scheduler's lock, as is ``gone``
+        self.live: set[Request] = set()
         self.gone = False
         self._scheduler = scheduler
         self._loop = asyncio.get_running_loop()
@@ -91,12 +96,17 @@ class Caller:
 
 
 class Request:
-    """One call for one model, of one or more parts; ``done`` is called once, in a worker thread."""
+    """One call for one model, of one or more parts; ``done`` is called once, in a worker thread.
 
-    __slots__ = ("caller", "done", "parts", "queue", "remaining", "results")
+    Attributes:
+        since: when the work began that it is a step of (``time.monotonic``); by itself, when it arrived.
+    """
 
-    def __init__(self, caller: Caller, queue: Queue, parts: Sequence[Tensors], done: Done) -> None:
+    __slots__ = ("caller", "done", "parts", "queue", "remaining", "results", "since")
+
+    def __init__(self, caller: Caller, queue: Queue, parts: Sequence[Tensors], done: Done, since: float | None) -> None:
         now, batched = time.monotonic(), queue.policy.max_rows > 0
+        self.since = now if since is None else since
         self.caller = caller
         self.queue = queue
         self.done = done
@@ -172,6 +182,11 @@ class Queue:
         self.policy = policy
         self.waiting: deque[Part] = deque()
         self.statistics = statistics
+
+    @property
+    def oldest(self) -> float:
+        """Since when what the request at the head belongs to is under way."""
+        return self.waiting[0].request.since
 
     def due(self) -> float:
         """When the oldest part may run beside others: at once, or after the delay unless its batch is full before."""

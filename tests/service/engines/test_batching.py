@@ -273,6 +273,21 @@ async def test_oldest_first_over_all_models(scheduler: BatchScheduler, model: Ga
     assert model.runs == [[0], [1], [2], [3], [4]]
 
 
+async def test_a_step_is_as_old_as_the_work_it_belongs_to(scheduler: BatchScheduler, model: Gated) -> None:
+    """What has been begun is ended before something else is."""
+    for name in ("m", "other"):
+        scheduler.add(name, model, BatchPolicy(max_rows=8))
+    began = time.monotonic()
+    first = await block(scheduler, model)
+    waiting = ask(scheduler, 1)
+    await asyncio.sleep(0)
+    caller = Caller(scheduler)
+    scheduler.submit(caller, "other", [rows(2)], lambda outcome: caller.finish({}), since=began)
+    model.open.set()
+    await asyncio.gather(first, waiting, caller.answer("other", None))
+    assert model.runs == [[0], [2], [1]]
+
+
 async def test_a_cancelled_request_leaves_the_queue(scheduler: BatchScheduler, model: Gated) -> None:
     scheduler.add("m", model, JOIN)
     first = await block(scheduler, model)
