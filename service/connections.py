@@ -19,6 +19,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.errors import HeadTooLarge, InvalidRequest, RateLimited, RequestTimeout, ServiceError
+from service.joined_writes import JoinedWrites
 from service.problems import MEDIA_TYPE, problem_document
 from service.safe_headers import DEFAULTS
 from service.settings import Settings
@@ -61,6 +62,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Count the connection, and give its first request time to arrive."""
         super().connection_made(transport)
+        self.transport: Any = JoinedWrites(transport, self.loop)
         self._in_head, self._begun = True, False
         self._head_bytes = self._header_count = 0
         self._patience: asyncio.TimerHandle | None = None

@@ -13,12 +13,12 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import cv2
 import numpy as np
 
-from service.engines.base import Engine, Models, Tensors
+from service.engines.base import Ask, Engine, Models, Tensors
 from service.errors import InferenceFailed, InvalidOption, ModelNotFound
 from service.image_header import ImageHeader
 from service.metrics import Metrics
@@ -54,6 +54,9 @@ _GAP_SECONDS = 15.0
 _GAP_PAUSE = 0.2
 # Pictures of one detector call: enough to fill a batch, few enough that their pixels do not pile up.
 _GROUP = 16
+# A picture alone, of at most so many pixels, goes the engine's way where the engine has one: it is decoded in the time
+# that a network takes for a row. Longer work would keep other callers' networks waiting, and may as well wake a thread.
+_FOLLOWED_PIXELS = 2_000_000
 # What a picture to draw on takes of the budget: it, and up to three copies of a file as large as it (noise as PNG).
 _DRAWN = 2
 
@@ -178,7 +181,7 @@ class PosePipeline:
     ) -> Answer:
         pose, detector = presets
         options = fill_in(options, pose, detector)
-        run = _Run(self, models, options, pose, detector, stages, keep_pixels, deadline)
+        run = _Run(options, pose, detector, stages, keep_pixels or not self.reduces, keep_pixels)
         if headers is None:
             headers = await self.off_loop(self.read_headers, pictures, stages)
         answers: list[PosedPicture] = []
@@ -187,13 +190,22 @@ class PosePipeline:
             cost = sum(headers[index].cost for index in group)
             if until is None:
                 async with self._budget.hold(cost):
-                    answers += await run.group(given)
+                    answers += await self._send(run, given, models, deadline)
             else:
                 async with AsyncExitStack() as stack:
                     await stack.enter_async_context(self._budget.hold(max(cost, _DRAWN * headers[0].pixels)))
-                    answers += await run.group(given)
+                    answers += await self._send(run, given, models, deadline)
                     until.push_async_exit(stack.pop_all())
         return Answer(answers, options, pose)
+
+    async def _send(
+        self, run: _Run, group: Sequence[Given], models: Models, deadline: float | None
+    ) -> list[PosedPicture]:
+        """Send a group the way that suits it."""
+        if not models.follows or len(group) > 1 or group[0].header.cost > _FOLLOWED_PIXELS:
+            return await run.group(group, _LoopWay(self, models, deadline))
+        left = None if deadline is None else deadline - asyncio.get_running_loop().time()
+        return await models.follow(lambda ask: run.group(group, _EngineWay(self, ask)), run.pose_model, timeout=left)
 
     def read_headers(self, pictures: Sequence[Picture], stages: Stages) -> list[ImageHeader]:
         """Check every picture's header before the first is decoded; for a thread of :meth:`off_loop`.
@@ -206,10 +218,14 @@ class PosePipeline:
 
     async def infer(self, models: Models, model: str, inputs: Tensors, deadline: float | None) -> dict[str, Any]:
         """One engine call, counted; it may take until ``deadline`` (event loop's clock)."""
-        if self._metrics:
-            self._metrics.engine_called(model, len(next(iter(inputs.values()))))
+        self.count_call(model, inputs)
         left = None if deadline is None else deadline - asyncio.get_running_loop().time()
         return await models.infer(model, inputs, timeout=left)
+
+    def count_call(self, model: str, inputs: Tensors) -> None:
+        """Tell the metrics; in any thread."""
+        if self._metrics:
+            self._metrics.engine_called(model, len(next(iter(inputs.values()))))
 
     async def off_loop(
         self, work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
@@ -235,61 +251,96 @@ class PosePipeline:
             yield group
 
 
+class _Way(Protocol):
+    """Who does the work of a group of pictures."""
+
+    async def pixels(self, work: Callable[..., Result], *args: object) -> Result:
+        """Do work on pixels."""
+
+    async def infer(self, model: str, inputs: Tensors) -> dict[str, Any]:
+        """Ask a model."""
+
+
+class _LoopWay:
+    """The event loop hands work on pixels to the pool of threads and networks to the engine."""
+
+    def __init__(self, pipeline: PosePipeline, models: Models, deadline: float | None) -> None:
+        self._pipeline, self._models, self._deadline = pipeline, models, deadline
+
+    async def pixels(self, work: Callable[..., Result], *args: object) -> Result:
+        return await self._pipeline.off_loop(work, *args)
+
+    async def infer(self, model: str, inputs: Tensors) -> dict[str, Any]:
+        return await self._pipeline.infer(self._models, model, inputs, self._deadline)
+
+
+class _EngineWay:
+    """The engine's threads do everything, one after the other."""
+
+    def __init__(self, pipeline: PosePipeline, ask: Ask) -> None:
+        self._pipeline, self._ask = pipeline, ask
+
+    async def pixels(self, work: Callable[..., Result], *args: object) -> Result:
+        return work(*args)
+
+    async def infer(self, model: str, inputs: Tensors) -> dict[str, Any]:
+        self._pipeline.count_call(model, inputs)
+        return await self._ask(model, inputs)
+
+
 class _Run:
     """One request on its way: what is the same for all its pictures."""
 
     def __init__(
         self,
-        pipeline: PosePipeline,
-        models: Models,
         options: PoseOptions,
         pose: PosePreset,
         detector: DetectorPreset,
         stages: Stages,
+        whole: bool,
         keep_pixels: bool,
-        deadline: float | None,
     ) -> None:
-        self.pipeline, self.models, self.deadline = pipeline, models, deadline
-        self.options, self.stages, self.keep_pixels = options, stages, keep_pixels
+        """``whole``: pictures are decoded whole, however large they are."""
+        self.options, self.stages, self.whole, self.keep_pixels = options, stages, whole, keep_pixels
         self.pose, self.detector = pose, detector
         self.pose_model = pose.ensemble(bool(options.flip))
         self.weights = np.array(options.fusion, np.float32)
-        # A drawn picture needs all pixels.
-        self.whole = keep_pixels or not pipeline.reduces
 
-    async def group(self, group: Sequence[Given]) -> list[PosedPicture]:
+    async def group(self, group: Sequence[Given], way: _Way) -> list[PosedPicture]:
         """Decode some pictures at a time, detect in one call, then pose each picture's people in one call."""
-        off_loop, shown = self.pipeline.off_loop, (self.detector, self.pose, self.whole, self.stages)
-        opened = await _in_order([off_loop(open_picture, given, *shown) for given in group])
-        found = iter(await self._detect([one.square for one in opened if one.square is not None]))
-        return await _in_order([self._pose(one, next(found) if one.square is not None else None) for one in opened])
+        shown = (self.detector, self.pose, self.whole, self.stages)
+        opened = await _in_order([way.pixels(open_picture, given, *shown) for given in group])
+        found = iter(await self._detect([one.square for one in opened if one.square is not None], way))
+        return await _in_order(
+            [self._pose(one, next(found) if one.square is not None else None, way) for one in opened]
+        )
 
-    async def _detect(self, squares: Sequence[np.ndarray[Any, Any]]) -> list[Candidates]:
+    async def _detect(self, squares: Sequence[np.ndarray[Any, Any]], way: _Way) -> list[Candidates]:
         if not squares:
             return []
         batch = squares[0][None] if len(squares) == 1 else np.stack(squares)
         with self.stages.measure("detector"):
-            outputs = await self.pipeline.infer(self.models, self.detector.name, {"images": batch}, self.deadline)
+            outputs = await way.infer(self.detector.name, {"images": batch})
         return list(zip(outputs["boxes"], outputs["scores"], strict=True))
 
-    async def _pose(self, opened: Opened, candidates: Candidates | None) -> PosedPicture:
-        off_loop, options, stages = self.pipeline.off_loop, self.options, self.stages
+    async def _pose(self, opened: Opened, candidates: Candidates | None, way: _Way) -> PosedPicture:
+        options, stages = self.options, self.stages
         picture = opened.given.picture
         if candidates is not None:
-            crops = await off_loop(find_crops, opened, candidates, options, self.pose, stages)
+            crops = await way.pixels(find_crops, opened, candidates, options, self.pose, stages)
         else:
             boxes = np.asarray(picture.boxes, np.float64).reshape(-1, 4)
-            crops = await off_loop(cut_crops, opened, boxes, np.ones(len(boxes)), self.pose, stages)
+            crops = await way.pixels(cut_crops, opened, boxes, np.ones(len(boxes)), self.pose, stages)
         people = People.nobody(len(self.pose.skeleton))
         if len(crops.boxes):
             weights = np.tile(self.weights, (len(crops.boxes), 1))
             with stages.measure("pose"):
                 inputs: Tensors = {"crops": crops.pixels, "fusion_weights": weights}
-                outputs = await self.pipeline.infer(self.models, self.pose_model, inputs, self.deadline)
+                outputs = await way.infer(self.pose_model, inputs)
             work = partial(
                 answer_people, outputs["keypoints"], crops, options, self.pose, stages, suppress=candidates is not None
             )
-            people = work() if len(crops.boxes) <= FEW_PEOPLE else await off_loop(work)
+            people = work() if len(crops.boxes) <= FEW_PEOPLE else await way.pixels(work)
         pyramid = opened.pyramid
         pixels = pyramid.level(0) if self.keep_pixels else None
         return PosedPicture(picture.id, pyramid.width, pyramid.height, people, pixels)

@@ -7,9 +7,10 @@ An engine knows tensors by name and nothing of images, people or HTTP.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -40,8 +41,16 @@ class ModelMetadata:
     parameters: Mapping[str, str] = field(default_factory=dict)
 
 
+Result = TypeVar("Result")
+# Asks a model by name; awaited by the coroutines that :meth:`Models.follow` runs.
+Ask = Callable[[str, Tensors], Awaitable[dict[str, Array]]]
+
+
 class Models(ABC):
     """Models that can be asked: those of an engine as they come and go, or one state of them that stays."""
+
+    #: Whether :meth:`follow` is there, and the better way for a coroutine of short work between networks.
+    follows: bool = False
 
     @abstractmethod
     async def infer(self, model: str, inputs: Tensors, *, timeout: float | None = None) -> dict[str, Array]:
@@ -63,6 +72,26 @@ class Models(ABC):
             InferenceFailed; ValueError for tensors that do not fit the model's inputs (a caller's bug, named
             with shape and dtype).
         """
+
+    async def follow(
+        self, work: Callable[[Ask], Coroutine[Any, Any, Result]], model: str, *, timeout: float | None = None
+    ) -> Result:
+        """Run a coroutine in the threads that run the networks, from its beginning to its end.
+
+        Between two networks it then needs neither the event loop nor another thread, which have to wake up, and find
+        nothing of theirs in the caches.
+
+        Args:
+            work: makes the coroutine. It may await what it is given, and nothing else; its own work should be short
+                (milliseconds), for a network waits for its thread.
+            model: named when the time is up before the first model was asked.
+            timeout: seconds that all of it may take; None for no limit. Afterwards, or when the caller is cancelled,
+                it is closed at what it awaits, or never begun.
+
+        Raises:
+            What the coroutine raises, and what :meth:`infer` raises.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no threads to follow in")
 
     @abstractmethod
     async def models(self) -> list[str]:

@@ -16,11 +16,11 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from service.engines.base import Tensors
 from service.engines.config import BatchPolicy
-from service.engines.queues import Batch, Caller, Done, Outputs, Part, Queue, Request, Run
+from service.engines.queues import Batch, Caller, Done, Job, Outputs, Part, Queue, Request, Run
 from service.engines.statistics import ModelStatistics
 from service.errors import DeadlineExceeded, EngineUnavailable, InferenceFailed, Overloaded, ServiceError
 from service.threads import name_thread
@@ -42,7 +42,8 @@ class BatchScheduler:
     def __init__(self, workers: int) -> None:
         self._queues: dict[str, Queue] = {}
         self._statistics: dict[str, ModelStatistics] = {}
-        self._running: set[Batch] = set()
+        self._jobs: deque[Job] = deque()
+        self._running: set[Batch | Job] = set()
         self._changed = threading.Condition()  # guards all of the above, part.batch and the statistics
         self._stopping = False
         # Daemons: a program that forgets close() can still end.
@@ -109,6 +110,22 @@ class BatchScheduler:
             queue.waiting.extend(request.parts)
             self._changed.notify(len(request.parts))
 
+    def call(self, caller: Caller, work: Callable[[], None]) -> None:
+        """Have a worker do something for a caller, in its turn; dropped when the caller goes before.
+
+        Args:
+            caller: on whose behalf.
+            work: finishes the caller, or submits what does. Holds its worker meanwhile: milliseconds.
+
+        Raises:
+            EngineUnavailable: stopped.
+        """
+        with self._changed:
+            if self._stopping:
+                raise EngineUnavailable("the engine is closed")
+            self._jobs.append(Job(caller, work))
+            self._changed.notify()
+
     def waiting_for(self, caller: Caller) -> list[str]:
         """Names of the models that a caller waits for now, sorted."""
         with self._changed:
@@ -142,8 +159,12 @@ class BatchScheduler:
         with self._changed:
             for queue in self._queues.values():
                 ended += self._end_all(queue, EngineUnavailable("the engine is closed"))
-            for batch in self._running:
-                batch.options.terminate = True
+            for running in self._running:
+                if isinstance(running, Batch):
+                    running.options.terminate = True
+            jobs, self._jobs = self._jobs, deque()
+        for job in jobs:
+            job.caller.finish(EngineUnavailable("the engine is closed"))
         _hand_over(ended)
 
     def _end_all(self, queue: Queue, error: ServiceError) -> Ended:
@@ -187,17 +208,22 @@ class BatchScheduler:
 
     def _run_next(self) -> bool:
         """Wait for a batch, run it, hand the answers out; False when the scheduler has stopped."""
-        batch, late = self._next_batch()
+        batch, late = self._next()
         _hand_over(late)
         if batch is None:
             return bool(late)
+        if isinstance(batch, Job):
+            batch.run()
+            with self._changed:
+                self._running.discard(batch)
+            return True
         started = time.monotonic()
         outcomes = batch.outcomes()
         _hand_over(self._record(batch, outcomes, started, time.monotonic() - started))
         return True
 
-    def _next_batch(self) -> tuple[Batch | None, Ended]:
-        """Wait for a batch that is due, or for requests that have waited too long.
+    def _next(self) -> tuple[Batch | Job | None, Ended]:
+        """Wait for a batch that is due or a job, or for requests that have waited too long.
 
         Neither when the scheduler stops and nothing waits.
         """
@@ -206,21 +232,29 @@ class BatchScheduler:
                 now = time.monotonic()
                 late = self._late(now)
                 oldest, wait = self._choose(now)
-                if oldest is not None:
-                    batch = oldest.take()
+                found: Batch | Job | None = None
+                if self._jobs and (oldest is None or self._jobs[0].since < oldest.oldest):
+                    found = self._jobs.popleft()
+                elif oldest is not None:
+                    found = oldest.take()
                     oldest.statistics.running += 1
-                    waiting = any(queue.waiting for queue in self._queues.values())
-                    batch.alone = not waiting and not self._running
-                    self._running.add(batch)
+                if found is not None:
+                    waiting = self._waiting()
+                    if isinstance(found, Batch):
+                        found.alone = not waiting and not self._running
+                    self._running.add(found)
                     if waiting:
                         self._changed.notify()  # this worker may have been the one that waited for those
-                    return batch, late
+                    return found, late
                 if late:
                     return None, late
-                if self._stopping and not any(queue.waiting for queue in self._queues.values()):
+                if self._stopping and not self._waiting():
                     self._changed.notify_all()
                     return None, []
                 self._changed.wait(wait)
+
+    def _waiting(self) -> bool:
+        return bool(self._jobs) or any(queue.waiting for queue in self._queues.values())
 
     def _late(self, now: float) -> Ended:
         """Take out and fail what has waited for longer than its model's queue allows."""

@@ -19,7 +19,7 @@ from service.engines.ensembles import DataFlow
 from service.engines.queues import Caller
 from service.engines.sessions import OnnxModel
 from service.engines.tensors import check_inputs, join_rows, split_rows
-from service.errors import InferenceFailed, ServiceError
+from service.errors import InferenceFailed, ModelNotFound, ServiceError
 
 # Takes a model's outputs, or why there are none; called once, in any thread.
 Done = Callable[[dict[str, Array] | ServiceError], None]
@@ -54,6 +54,13 @@ class Loaded:
     networks: Mapping[tuple[str, int], Network]
     scheduler: BatchScheduler
 
+    def config(self, model: str) -> ModelConfig:
+        """The model's config. Raises ModelNotFound."""
+        config = self.configs.get(model)
+        if config is None:
+            raise ModelNotFound(f"model {model!r} is not loaded; there are {sorted(self.configs)}")
+        return config
+
 
 class EngineCall:
     """What one caller asks of loaded models."""
@@ -72,7 +79,7 @@ class EngineCall:
             version: of a network; -1 for the latest.
             inputs: checked against the config, of one row or more.
             done: gets the outputs.
-            since: as in :meth:`BatchScheduler.submit`; an ensemble's parts begin anew, each in its turn.
+            since: as in :meth:`BatchScheduler.submit`; parts of an ensemble's request begin anew, each in its turn.
         """
         network = self._loaded.networks.get((config.metadata.name, config.version if version == -1 else version))
         limit = config.metadata.max_batch_size if network is None else network.model.batching.max_rows
@@ -81,15 +88,16 @@ class EngineCall:
         rows = next(iter(inputs.values())).shape[0] if limit else 1
         parts = split_rows(inputs, rows, limit) if 0 < limit < rows else [inputs]
         if network is None:
-            _InTurn(iter(parts), partial(self._begin_steps, config), done).go_on()
+            since = since if len(parts) == 1 else None
+            _InTurn(iter(parts), partial(self._begin_steps, config, since), done).go_on()
             return
         try:
             self._loaded.scheduler.submit(self._caller, network.key, parts, partial(_join, done), since)
         except ServiceError as error:
             done(error)
 
-    def _begin_steps(self, config: ModelConfig, inputs: Tensors, done: Done) -> None:
-        _Steps(self, config, inputs, done).go_on()
+    def _begin_steps(self, config: ModelConfig, since: float | None, inputs: Tensors, done: Done) -> None:
+        _Steps(self, config, inputs, done, since).go_on()
 
     def begin_step(self, ensemble: str, step: Step, inputs: Tensors, done: Done, since: float) -> None:
         """Run one step of an ensemble on what earlier steps have written."""
@@ -131,13 +139,13 @@ class _Steps:
 
     __slots__ = ("_call", "_done", "_failed", "_flow", "_lock", "_name", "_since")
 
-    def __init__(self, call: EngineCall, config: ModelConfig, inputs: Tensors, done: Done) -> None:
+    def __init__(self, call: EngineCall, config: ModelConfig, inputs: Tensors, done: Done, since: float | None) -> None:
         self._call = call
         self._name = config.metadata.name
         self._flow = DataFlow(config, inputs)
         self._done = done
         self._failed = False
-        self._since = time.monotonic()
+        self._since = time.monotonic() if since is None else since
         self._lock = threading.Lock()  # steps that run at the same time end in different threads
 
     def go_on(self) -> None:

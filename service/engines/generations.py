@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from service.engines.base import Array, ModelMetadata, Models, Tensors
+from service.engines.base import Array, Ask, ModelMetadata, Models, Result, Tensors
 from service.engines.calls import EngineCall, Loaded, Network
 from service.engines.config import ModelConfig, RepositoryError, read_repository
 from service.engines.ensembles import check_ensembles
+from service.engines.journeys import Journey
 from service.engines.queues import Caller
 from service.engines.sessions import OnnxModel, RuntimeSettings
 from service.engines.tensors import check_inputs, empty_outputs
-from service.errors import EngineUnavailable, ModelNotFound
+from service.errors import EngineUnavailable
 
 _serial = itertools.count(1)
 
@@ -67,6 +69,8 @@ class Generation(Models):
         self.configs = loaded.configs
         self.networks = loaded.networks
         self.holders = 0
+        # Beside another device the cores have time: its networks must not wait for a thread that decodes a picture.
+        self.follows = all(network.model.on_cpu for network in loaded.networks.values())
         self._loaded = loaded
         self._traffic = traffic
 
@@ -82,6 +86,17 @@ class Generation(Models):
             EngineCall(self._loaded, caller).begin(config, -1, inputs, caller.finish)
             return await caller.answer(model, deadline)
 
+    async def follow(
+        self, work: Callable[[Ask], Coroutine[Any, Any, Result]], model: str, *, timeout: float | None = None
+    ) -> Result:
+        """Run a coroutine in the worker threads; see :meth:`Models.follow`."""
+        with self._traffic.enter():
+            deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
+            caller = Caller(self._loaded.scheduler)
+            self._loaded.scheduler.call(caller, Journey(self._loaded, caller, work).begin)
+            answer: Result = await caller.answer(model, deadline)
+            return answer
+
     async def models(self) -> list[str]:
         """Names, sorted."""
         return sorted(self.configs)
@@ -92,10 +107,7 @@ class Generation(Models):
 
     def config(self, model: str) -> ModelConfig:
         """The model's config. Raises ModelNotFound."""
-        config = self.configs.get(model)
-        if config is None:
-            raise ModelNotFound(f"model {model!r} is not loaded; there are {sorted(self.configs)}")
-        return config
+        return self._loaded.config(model)
 
 
 def load(

@@ -7,7 +7,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from onnxruntime import RunOptions
 
@@ -52,17 +52,17 @@ class Caller:
         self.gone = False
         self._scheduler = scheduler
         self._loop = asyncio.get_running_loop()
-        self._future: asyncio.Future[Outputs] = self._loop.create_future()
+        self._future: asyncio.Future[Any] = self._loop.create_future()
         self._answered = False
 
-    def finish(self, outcome: Outputs | ServiceError) -> None:
-        """End the wait with an answer or a failure; in any thread. Only the first counts."""
+    def finish(self, outcome: object) -> None:
+        """End the wait with an answer, or with a failure where it is an exception; in any thread. The first counts."""
         try:
             self._loop.call_soon_threadsafe(self._deliver, outcome)
         except RuntimeError:  # a loop that is closed has no caller left
             logger.debug("an answer came after its event loop was closed")
 
-    async def answer(self, name: str, deadline: float | None) -> Outputs:
+    async def answer(self, name: str, deadline: float | None) -> Any:
         """Wait for :meth:`finish`.
 
         When this is cancelled, fails or takes too long, the requests that are left leave their queues, and a run that
@@ -81,10 +81,10 @@ class Caller:
             if not self._answered:
                 self._scheduler.abandon(self)
 
-    def _deliver(self, outcome: Outputs | ServiceError) -> None:
+    def _deliver(self, outcome: object) -> None:
         if self._future.done():
             return
-        if isinstance(outcome, ServiceError):
+        if isinstance(outcome, Exception):
             self._future.set_exception(outcome)
         else:
             self._answered = True
@@ -128,6 +128,28 @@ class Part:
         self.rows = next(iter(inputs.values())).shape[0] if batched else 1
         self.shapes = [array.shape[1:] for array in inputs.values()]
         self.batch: Batch | None = None
+
+
+class Job:
+    """Work of a caller that is no network's: pixels, between two networks or before the first."""
+
+    __slots__ = ("caller", "since", "work")
+
+    def __init__(self, caller: Caller, work: Callable[[], None]) -> None:
+        """``work`` finishes the caller, or submits what does."""
+        self.caller = caller
+        self.since = time.monotonic()
+        self.work = work
+
+    def run(self) -> None:
+        """Do it, unless nobody waits for it any more."""
+        if self.caller.gone:
+            return
+        try:
+            self.work()
+        except Exception as error:  # a worker outlives whatever its callers do
+            logger.exception("work on pixels failed")
+            self.caller.finish(error)
 
 
 class Batch:
