@@ -69,8 +69,8 @@ class Generation(Models):
         self.configs = loaded.configs
         self.networks = loaded.networks
         self.holders = 0
-        # Beside another device the cores have time: its networks must not wait for a thread that decodes a picture.
-        self.follows = all(network.model.on_cpu for network in loaded.networks.values())
+        # Else a GPU, or other threads of the run, would have nothing to do while this one decodes a picture.
+        self.follows = all(network.model.one_core for network in loaded.networks.values())
         self._loaded = loaded
         self._traffic = traffic
 

@@ -99,6 +99,9 @@ class OnnxModel:
 
     On a CPU it is loaded twice where that pays: with all threads for runs that are alone, and with fewer for those that
     share the cores.
+
+    Attributes:
+        one_core: a run that shares the cores takes one of them, that of the thread which calls it.
     """
 
     def __init__(self, config: ModelConfig, settings: RuntimeSettings, report: Report = refuse) -> None:
@@ -126,17 +129,18 @@ class OnnxModel:
 
         self.session: Any = load()
         self.providers: tuple[str, ...] = tuple(self.session.get_providers())
-        self.on_cpu = self.providers == ("CPUExecutionProvider",)
+        on_cpu = self.providers == ("CPUExecutionProvider",)
         share = max(1, options.intra_op_num_threads // settings.concurrent_runs)
         self.shared_session = self.session
         if (
-            self.on_cpu
+            on_cpu
             and share < options.intra_op_num_threads
             and "intra_op_thread_count" not in config.metadata.parameters
         ):
             options.intra_op_num_threads = share
             self.shared_session = load()
-        self.batching = _cpu_batching(config, settings) if self.on_cpu else config.batching
+        self.one_core = on_cpu and options.intra_op_num_threads == 1
+        self.batching = _cpu_batching(config, settings) if on_cpu else config.batching
         self._outputs = [spec.name for spec in config.metadata.outputs]
         check_signature(config, self.session.get_inputs(), self.session.get_outputs(), report)
 
