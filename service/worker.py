@@ -16,6 +16,7 @@ from types import FrameType
 
 import uvicorn
 
+from service.accepting import SharedListener
 from service.allocator import return_large_blocks
 from service.app import create_app
 from service.logs import set_up
@@ -100,7 +101,7 @@ class WorkerServer(PoseServer):
             self._loop.remove_reader(self._pipe.fileno())
             command = DRAIN
         if command == OPEN:
-            self._opening = self._loop.create_task(self._open())
+            self._open()
         elif command == RETIRE:
             self._retire()
         elif not self._draining:
@@ -108,7 +109,7 @@ class WorkerServer(PoseServer):
         else:  # retiring, and now there is no other to go to
             self._service.readiness.drain()
 
-    async def _open(self) -> None:
+    def _open(self) -> None:
         """Take connections from now on, with uvicorn's own protocol."""
 
         def protocol() -> asyncio.Protocol:
@@ -117,8 +118,9 @@ class WorkerServer(PoseServer):
             )
             return made
 
-        opened = await self._loop.create_server(protocol, sock=self._listener, backlog=self.config.backlog)
-        self.servers.append(opened)
+        shared = SharedListener(self._listener, protocol, lambda: len(self.server_state.connections))
+        shared.start()
+        self.servers.append(shared)  # type: ignore[arg-type]
 
     def _retire(self) -> None:
         """Take no new connections, which the other workers do, and end those there are with their next answer."""

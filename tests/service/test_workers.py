@@ -85,6 +85,8 @@ def test_killed_and_hanging_workers_are_replaced_while_the_other_answers(pair: R
     while pair.metric('tritonpose_worker_ends_total{reason="died"}') < 1 or len(pair.workers()) < 2:
         assert httpx.post(f"{pair.address}/v1/pose", files={"image": PHOTO}, timeout=30).status_code == 200
         assert time.monotonic() < end
+    httpx.post(f"{pair.address}/v1/pose", files={"image": PHOTO}, timeout=30).raise_for_status()
+    time.sleep(1)
     assert pair.metric(answered) > 1, "what the dead worker had counted is kept"
     pair.wait_for(lambda: pair.metric('tritonpose_workers{state="ready"}') == 2)
     os.kill(second, signal.SIGSTOP)  # its connections stand still; new ones are the other's
