@@ -17,6 +17,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -168,7 +169,9 @@ class TritonServer:
         self._started = time.monotonic()
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
+            # Linux takes the end of the starting thread for the end of the parent: so it is one that stays.
+            self._process = _SPAWNER.submit(
+                subprocess.Popen,
                 self._command(),
                 cwd=self._folder,
                 env=self._installation.variables(),
@@ -177,7 +180,7 @@ class TritonServer:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C is for whoever started it, who ends it in order
                 preexec_fn=end_with_parent,
-            )
+            ).result()
         if wait:
             self.wait_ready()
 
@@ -296,3 +299,4 @@ def end_with_parent() -> None:
 
 
 _LIBC = ctypes.CDLL(None)
+_SPAWNER = ThreadPoolExecutor(1, "spawn")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 import time
 from pathlib import Path
 
@@ -72,6 +73,20 @@ def test_server_that_was_killed_leaves_nothing_and_comes_back(triton_installatio
         helpers = children(server.pid or 0)
         assert server.stop() == 0
         assert all(gone(pid) for pid in helpers) and not regions(server)
+
+
+@pytest.mark.slow
+def test_server_outlives_the_thread_that_started_it(triton_installation: Installation, small: Path) -> None:
+    """It is to end with its parent, and Linux means the parent's thread by that."""
+    server = TritonServer(small, installation=triton_installation)
+    thread = threading.Thread(target=server.start)
+    thread.start()
+    thread.join(120)
+    try:
+        time.sleep(1)
+        assert server.running and server.ready()
+    finally:
+        server.close()
 
 
 @pytest.mark.slow
