@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+import httpx
 import numpy as np
 import typer
 import uvloop
@@ -71,11 +72,21 @@ def command(name: str, port: int, workers: int) -> list[str]:
     return [str(python), "-m", "bentoml", *served]
 
 
+def _wait_for_workers(url: str, workers: int) -> None:
+    """The first that is ready opens the port, and would keep all connections that are made before the others are."""
+    wanted, end = f'tritonpose_workers{{state="ready"}} {workers}.0', time.monotonic() + _START_SECONDS
+    while wanted not in httpx.get(f"{url}/metrics", timeout=30).text:
+        if time.monotonic() > end:
+            raise RuntimeError(f"not {workers} workers were ready within {_START_SECONDS:g} s")
+        time.sleep(0.5)
+
+
 @contextmanager
 def running(name: str, workers: int, cores: int, max_people: int) -> Iterator[str]:
     """A server in processes of its own; its address. Raises RuntimeError with its words when it does not answer."""
     if name == OURS:
         with ServiceProcess({"TRITONPOSE_WORKERS": str(workers)}, start_seconds=_START_SECONDS) as service:
+            _wait_for_workers(service.url, workers)
             yield service.url
         return
     port = free_port()
