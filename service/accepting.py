@@ -73,7 +73,7 @@ class SharedListener:
             self._take(1)
 
     def _take(self, most: int) -> None:
-        rest = 0.0
+        self._timer = None
         try:
             for _ in range(most):
                 connection, _address = self._listener.accept()
@@ -85,14 +85,9 @@ class SharedListener:
             pass  # another worker was faster, or the caller has gone
         except OSError as error:
             logger.error("no connection can be taken: %s", error)
-            rest = _REST_SECONDS
-        self._timer = self._loop.call_later(rest, self._look) if rest else None
-        if not rest:
-            self._look()
-
-    def _look(self) -> None:
-        if not self._closed:
-            self.start()
+            self._timer = self._loop.call_later(_REST_SECONDS, self.start)  # close() cancels it
+            return
+        self.start()
 
     async def _open(self, connection: socket.socket) -> None:
         try:

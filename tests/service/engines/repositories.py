@@ -159,6 +159,15 @@ class Repository:
             max_batch_size=max_batch_size,
         )
 
+    def slow_twice(self, name: str = "e") -> None:
+        """The slow model, and an ensemble that runs it twice, one after the other."""
+        self.slow()
+        steps = [
+            ("slow", {"x": "x", "turns": "turns"}, {"y": "once"}),
+            ("slow", {"x": "once", "turns": "turns"}, {"y": "y"}),
+        ]
+        self.ensemble(name, steps, {"x": (FLOAT, [64]), "turns": (INT64, [1])}, {"y": (FLOAT, [64])})
+
     def ensemble(
         self,
         name: str,

@@ -71,13 +71,7 @@ async def test_a_step_whose_input_does_not_fit_is_not_the_callers_fault(reposito
 
 
 async def test_a_deadline_covers_all_steps_of_an_ensemble(repository: Repository, start: Start) -> None:
-    repository.slow()
-    steps = [
-        ("slow", {"x": "x", "turns": "turns"}, {"y": "once"}),
-        ("slow", {"x": "once", "turns": "turns"}, {"y": "y"}),
-    ]
-    inputs = {"x": (FLOAT, [64]), "turns": (INT64, [1])}
-    repository.ensemble("e", steps, inputs, {"y": (FLOAT, [64])})
+    repository.slow_twice()
     engine = await start()
     await engine.infer("e", turning(1), timeout=20)
     began = time.monotonic()

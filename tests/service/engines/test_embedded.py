@@ -299,13 +299,7 @@ async def test_before_start_and_after_close_it_is_unavailable(repository: Reposi
 
 
 async def test_close_finishes_what_runs_ensembles_included(repository: Repository, start: Start) -> None:
-    repository.slow()
-    steps = [
-        ("slow", {"x": "x", "turns": "turns"}, {"y": "once"}),
-        ("slow", {"x": "once", "turns": "turns"}, {"y": "y"}),
-    ]
-    inputs = {"x": (FLOAT, [64]), "turns": (INT64, [1])}
-    repository.ensemble("e", steps, inputs, {"y": (FLOAT, [64])})
+    repository.slow_twice()
     engine = await start(drain_seconds=60)
     tasks = [asyncio.ensure_future(engine.infer("e", turning(20_000))) for _ in range(3)]
     await asyncio.sleep(0.01)
