@@ -94,38 +94,38 @@ def encode(answer: object) -> bytes:
 def _annotations(picture: PosedPicture, score_threshold: float, first_id: int) -> list[JsonObject]:
     people: People = picture.people
     joint_scores = people.keypoints[..., 2].round(4)
-    seen = joint_scores >= score_threshold
     joints = _flat(people.keypoints, 2)
-    # num_keypoints counts the joints with v = 2: all K are always given, so COCO's v > 0 would say nothing.
-    for flat, marks in zip(joints, np.where(seen, 2, 1).tolist(), strict=True):
-        flat[2::3] = marks  # v is an integer in COCO
-    sides = people.boxes[:, 2:] - people.boxes[:, :2]
+    marks = ((joint_scores >= score_threshold) + 1).tolist()  # v is an integer in COCO
     rows = zip(
         joints,
         joint_scores.tolist(),
-        seen.sum(-1).tolist(),
-        np.concatenate([people.boxes[:, :2], sides], 1).round(2).tolist(),
-        sides.prod(-1).round(2).tolist(),
-        people.scores.round(6).tolist(),
-        people.box_scores.round(6).tolist(),
+        marks,
+        people.boxes.tolist(),
+        people.scores.tolist(),
+        people.box_scores.tolist(),
         strict=True,
     )
-    return [
-        {
-            "id": first_id + index,
-            "image_id": picture.id,
-            "category_id": _CATEGORY,
-            "keypoints": flat,
-            "keypoint_scores": scores_of_joints,
-            "num_keypoints": count,
-            "bbox": box,
-            "area": area,
-            "iscrowd": 0,
-            "score": score,
-            "box_score": box_score,
-        }
-        for index, (flat, scores_of_joints, count, box, area, score, box_score) in enumerate(rows)
-    ]
+    annotations = []
+    for index, (flat, scores_of_joints, seen, (x1, y1, x2, y2), score, box_score) in enumerate(rows, first_id):
+        flat[2::3] = seen
+        width, height = x2 - x1, y2 - y1
+        annotations.append(
+            {
+                "id": index,
+                "image_id": picture.id,
+                "category_id": _CATEGORY,
+                "keypoints": flat,
+                "keypoint_scores": scores_of_joints,
+                # Joints with v = 2: all K are always given, so COCO's v > 0 would say nothing.
+                "num_keypoints": seen.count(2),
+                "bbox": [round(x1, 2), round(y1, 2), round(width, 2), round(height, 2)],
+                "area": round(width * height, 2),
+                "iscrowd": 0,
+                "score": round(score, 6),
+                "box_score": round(box_score, 6),
+            }
+        )
+    return annotations
 
 
 def _flat(keypoints: npt.NDArray[np.float64], digits: int) -> list[list[float]]:

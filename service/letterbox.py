@@ -7,6 +7,7 @@ offset: ``edge' = edge * scale`` (coordinates: see :mod:`service.crops`).
 
 from __future__ import annotations
 
+import math
 import threading
 from dataclasses import dataclass
 
@@ -64,7 +65,7 @@ class Letterbox:
 
     def boxes_to_image(self, boxes: npt.ArrayLike) -> Array:
         """Boxes [N, 4] x1 y1 x2 y2 in letterbox edge coordinates to image edge coordinates, clipped to the picture."""
-        sx, sy = self.scale
+        sx, sy = self.inner_width / self.width, self.inner_height / self.height
         mapped = np.asarray(boxes, np.float64).reshape(-1, 4) / np.array([sx, sy, sx, sy])
         limits = np.array([self.width, self.height, self.width, self.height], np.float64)
         return np.minimum(np.maximum(mapped, 0.0), limits)
@@ -96,7 +97,7 @@ def letterbox(
 
 def halvings(width: int, height: int, side: int) -> int:
     """How often a picture is halved before the last resize, which then shrinks it by 1.5 to 3: so it is most exact."""
-    return max(0, int(np.log2(max(width, height) / side / 1.5)))
+    return max(0, int(math.log2(max(width, height) / side / 1.5)))
 
 
 def _resize(source: Pixels, target: Pixels) -> None:

@@ -45,7 +45,7 @@ def pairwise_oks(
     spread = np.asarray(areas, np.float64)[..., None] + np.spacing(1.0)
     terms = np.exp(-squared / (2.0 * spread * variances))
     if visible is None:
-        return np.asarray(terms.mean(-1))
+        return np.asarray(np.add.reduce(terms, -1) / terms.shape[-1])
     counted = np.asarray(visible, bool)[:, None, :]
     return np.asarray((terms * counted).sum(-1) / np.maximum(counted.sum(-1), 1))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
@@ -85,10 +86,15 @@ class PoseOptions(BaseModel):
 
     def echo(self) -> dict[str, object]:
         """The options as they are echoed in the answer's ``info``."""
-        echoed = self.model_dump()
-        if self.fusion is not None:
-            echoed["fusion"] = ",".join(f"{weight:g}" for weight in self.fusion)
-        return echoed
+        return dict(_echo(self))
+
+
+@lru_cache(128)
+def _echo(options: PoseOptions) -> dict[str, object]:
+    echoed = options.model_dump()
+    if options.fusion is not None:
+        echoed["fusion"] = ",".join(f"{weight:g}" for weight in options.fusion)
+    return echoed
 
 
 def read_options(given: Iterable[tuple[str, object]], defaults: PoseOptions | None = None) -> PoseOptions:

@@ -333,7 +333,7 @@ class _Run:
             crops = await way.pixels(cut_crops, opened, boxes, np.ones(len(boxes)), self.pose, stages)
         people = People.nobody(len(self.pose.skeleton))
         if len(crops.boxes):
-            weights = np.tile(self.weights, (len(crops.boxes), 1))
+            weights = self.weights[None].repeat(len(crops.boxes), 0)
             with stages.measure("pose"):
                 inputs: Tensors = {"crops": crops.pixels, "fusion_weights": weights}
                 outputs = await way.infer(self.pose_model, inputs)

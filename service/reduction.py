@@ -26,7 +26,7 @@ def level_of_boxes(boxes: Array, size: tuple[int, int], padding: float) -> int:
         boxes: x1 y1 x2 y2 in image edge coordinates.
         size, padding: of the crops, as for :func:`service.crops.box_crop_matrices`.
     """
-    return int(min(crop_levels(box_crop_matrices(boxes, size, padding)), default=_MOST))
+    return min(crop_levels(box_crop_matrices(boxes, size, padding)), default=_MOST)
 
 
 def level_to_begin(header: ImageHeader, side: int, size: tuple[int, int], padding: float) -> int:

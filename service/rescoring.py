@@ -35,7 +35,7 @@ def rescore(box_scores: npt.ArrayLike, joint_scores: npt.ArrayLike, method: bool
     if method is False:
         return boxes.copy()
     if method is True:
-        return np.asarray(boxes * joints.mean(-1))
+        return np.asarray(boxes * (np.add.reduce(joints, -1) / joints.shape[-1]))
     if method == CONFIDENT:
         sure = joints > _CONFIDENT_SCORE
         return np.asarray(boxes * (joints * sure).sum(-1) / np.maximum(sure.sum(-1), 1))

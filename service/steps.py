@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,10 @@ from service.suppression import FLOOR, Decay, iou_nms, oks_nms, soft_iou_nms, so
 Pixels = npt.NDArray[np.uint8]
 Array = npt.NDArray[np.float64]
 # boxes [M, 4] in letterbox pixels and scores [M] of one picture, as a detector answers them.
-Candidates = tuple[npt.NDArray[np.generic], npt.NDArray[np.generic]]
+Candidates = tuple[npt.NDArray[np.floating[Any]], npt.NDArray[np.floating[Any]]]
+
+# Rows that a detector fills its answer up with score 0; least of what float32 has in full precision.
+_PADDING = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True)
@@ -157,11 +161,12 @@ def select_boxes(candidates: Candidates, placed: Letterbox, options: PoseOptions
         float64 [P, 4] in image edge coordinates, clipped, at least a pixel wide and high; float64 [P] scores, lowered
         where the suppression is soft.
     """
-    scores = np.asarray(candidates[1], np.float64)
-    likely = (scores >= (options.box_threshold or 0.0)) & (scores > 0)
-    in_image, scores = placed.boxes_to_image(candidates[0][likely]), scores[likely]
-    seen = (in_image[:, 2:] - in_image[:, :2]).min(-1) >= 1.0
-    if not seen.all():
+    boxes, all_scores = candidates
+    likely = (all_scores >= max(options.box_threshold or 0.0, _PADDING)).nonzero()[0]
+    in_image, scores = placed.boxes_to_image(boxes[likely]), all_scores[likely].astype(np.float64)
+    small = in_image[:, 2:] - in_image[:, :2] < 1.0
+    if small.any():
+        seen = ~small.any(-1)
         in_image, scores = in_image[seen], scores[seen]
     if options.nms_boxes == "hard":
         kept = iou_nms(in_image, scores, options.nms_iou, options.max_people)
@@ -185,7 +190,7 @@ def cut_crops(opened: Opened, boxes: Array, scores: Array, pose: PosePreset, sta
     """Crop all people of a picture, as the pose model wants them; decodes it anew where it lacks their resolution."""
     with stages.measure("crop"):
         matrices = box_crop_matrices(boxes, pose.size, pose.padding)
-        level = int(min(crop_levels(matrices), default=opened.pyramid.lowest))
+        level = min(crop_levels(matrices), default=opened.pyramid.lowest)
     if level < opened.pyramid.lowest:
         opened.pyramid = _decode(opened.given, level, stages)
     with stages.measure("crop"):

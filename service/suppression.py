@@ -24,6 +24,8 @@ Decay = Literal["gaussian", "linear"]
 _SMALL = 64
 # Scores that soft suppression lowers below this are gone (Bodla et al. use the same).
 FLOOR = 0.001
+# Stands in for a union of empty boxes, whose intersection is 0 too.
+_NO_AREA = float(np.finfo(np.float64).tiny)
 
 
 def iou_matrix(first: npt.ArrayLike, second: npt.ArrayLike) -> Array:
@@ -34,7 +36,7 @@ def iou_matrix(first: npt.ArrayLike, second: npt.ArrayLike) -> Array:
     sides = np.maximum(sides, 0.0)
     shared = sides[..., 0] * sides[..., 1]
     union = _areas(a)[:, None] + _areas(b)[None] - shared
-    return np.asarray(np.divide(shared, union, out=np.zeros_like(shared), where=union > 0))
+    return np.asarray(shared / np.maximum(union, _NO_AREA))
 
 
 def iou_nms(boxes: npt.ArrayLike, scores: npt.ArrayLike, threshold: float, limit: int | None = None) -> Indices:
@@ -62,10 +64,10 @@ def iou_nms(boxes: npt.ArrayLike, scores: npt.ArrayLike, threshold: float, limit
 def suppress(similarity: npt.ArrayLike, scores: npt.ArrayLike, threshold: float) -> Indices:
     """Greedy suppression on a similarity matrix [N, N]; indices kept, best first."""
     alike = np.asarray(similarity, np.float64) > threshold
-    order = np.argsort(-np.asarray(scores, np.float64), kind="stable").tolist()
+    ranks = np.asarray(scores, np.float64).tolist()
     gone: set[int] = set()
     kept: list[int] = []
-    for best in order:
+    for best in sorted(range(len(ranks)), key=ranks.__getitem__, reverse=True):  # stable, as sorted() is
         if best not in gone:
             kept.append(best)
             gone.update(alike[best].nonzero()[0].tolist())

@@ -41,6 +41,7 @@ class BatchScheduler:
 
     def __init__(self, workers: int) -> None:
         self._queues: dict[str, Queue] = {}
+        self._lined: dict[Queue, None] = {}  # queues in which something waits, or did a moment ago
         self._statistics: dict[str, ModelStatistics] = {}
         self._jobs: deque[Job] = deque()
         self._running: set[Batch | Job] = set()
@@ -108,6 +109,7 @@ class BatchScheduler:
             caller.live.add(request)
             queue.statistics.requests += 1
             queue.waiting.extend(request.parts)
+            self._lined[queue] = None
             self._changed.notify(len(request.parts))
 
     def call(self, caller: Caller, work: Callable[[], None]) -> None:
@@ -230,6 +232,9 @@ class BatchScheduler:
         with self._changed:
             while True:
                 now = time.monotonic()
+                # A look at every model's queue for each run would be a look at memory that the last run has pushed out.
+                for queue in [one for one in self._lined if not one.waiting]:
+                    del self._lined[queue]
                 late = self._late(now)
                 oldest, wait = self._choose(now)
                 found: Batch | Job | None = None
@@ -254,12 +259,12 @@ class BatchScheduler:
                 self._changed.wait(wait)
 
     def _waiting(self) -> bool:
-        return bool(self._jobs) or any(queue.waiting for queue in self._queues.values())
+        return bool(self._jobs) or any(queue.waiting for queue in self._lined)
 
     def _late(self, now: float) -> Ended:
         """Take out and fail what has waited for longer than its model's queue allows."""
         ended: Ended = []
-        for queue in self._queues.values():
+        for queue in self._lined:
             limit = queue.policy.queue_timeout
             while limit and queue.waiting and now - queue.waiting[0].arrived > limit:
                 error = DeadlineExceeded(f"model {queue.name!r}: waited too long in the queue")
@@ -270,7 +275,7 @@ class BatchScheduler:
         """The queue whose head is due and oldest; else how long until one is due (None: until something changes)."""
         oldest: Queue | None = None
         wait: float | None = None
-        for queue in self._queues.values():
+        for queue in self._lined:
             policy = queue.policy
             if not queue.waiting or (policy.instances and queue.statistics.running >= policy.instances):
                 continue
@@ -285,19 +290,21 @@ class BatchScheduler:
         self, batch: Batch, outcomes: Sequence[Outputs | ServiceError], started: float, seconds: float
     ) -> Ended:
         """Count a run, and settle its parts; the requests that have ended with it."""
-        statistics, rows = batch.queue.statistics, sum(part.rows for part in batch.parts)
+        statistics, rows = batch.queue.statistics, batch.rows
+        ended: Ended = []
         with self._changed:
             self._running.discard(batch)
-            statistics.queue_seconds += sum(started - part.arrived for part in batch.parts)
-            statistics.parts += len(batch.parts)
             statistics.running -= 1
             statistics.runs += 1
             statistics.failed_runs += isinstance(outcomes[0], InferenceFailed)
             statistics.compute_seconds += seconds
             statistics.rows += rows
             statistics.batch_sizes[rows] += 1
-            pairs = zip(batch.parts, outcomes, strict=True)
-            return [ended for part, outcome in pairs for ended in self._settle(part, outcome)]
+            statistics.parts += len(outcomes)
+            for part, outcome in zip(batch.parts, outcomes, strict=True):
+                statistics.queue_seconds += started - part.arrived
+                ended += self._settle(part, outcome)
+        return ended
 
 
 def _hand_over(ended: Ended) -> None:

@@ -155,12 +155,14 @@ class Job:
 class Batch:
     """Parts that run together; the run is told to stop once nobody waits for any of them."""
 
-    __slots__ = ("alone", "options", "parts", "queue", "waited_for")
+    __slots__ = ("alone", "options", "parts", "queue", "rows", "waited_for")
 
-    def __init__(self, queue: Queue, parts: list[Part]) -> None:
+    def __init__(self, queue: Queue, parts: list[Part], rows: int) -> None:
+        """``rows``: of all parts together."""
         self.alone = True
         self.queue = queue
         self.parts = parts
+        self.rows = rows
         self.options = RunOptions()
         self.waited_for = len(parts)
         for part in parts:
@@ -174,13 +176,13 @@ class Batch:
 
     def outcomes(self) -> Sequence[Outputs | ServiceError]:
         """Run, and give each part its rows, or its failure."""
-        name, batched = self.queue.name, self.queue.policy.max_rows > 0
-        rows = sum(part.rows for part in self.parts)
+        name, rows = self.queue.name, self.rows
         try:
             outputs = self.queue.run(join_rows([part.inputs for part in self.parts]), self.options, self.alone)
-            for output, array in outputs.items():
-                if batched and array.shape[:1] != (rows,):
-                    raise ValueError(f"output {output!r} of {rows} rows has shape {list(array.shape)}")
+            if self.queue.policy.max_rows > 0:
+                for output, array in outputs.items():
+                    if array.ndim == 0 or len(array) != rows:
+                        raise ValueError(f"output {output!r} of {rows} rows has shape {list(array.shape)}")
         except Exception as error:  # whatever the runtime raises concerns these requests only
             if self.options.terminate:  # nobody waits any more, or the engine is closed under the callers
                 return [EngineUnavailable("the engine is closed") for _ in self.parts]
@@ -234,4 +236,4 @@ class Queue:
                 else:
                     left.append(part)
             self.waiting = left
-        return Batch(self, parts)
+        return Batch(self, parts, rows)

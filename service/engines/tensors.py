@@ -25,6 +25,7 @@ NUMPY_TYPES = {
     "TYPE_FP64": "float64",
     "TYPE_STRING": "object",
 }
+_DTYPES = {name: np.dtype(name) for name in NUMPY_TYPES.values()}
 
 
 def check_inputs(model: ModelMetadata, inputs: Tensors) -> int:
@@ -40,16 +41,16 @@ def check_inputs(model: ModelMetadata, inputs: Tensors) -> int:
     Raises:
         ValueError: a missing or unknown name, a dtype, shape or N that differs; the message has them all.
     """
-    if len(inputs) != len(model.inputs) or any(spec.name not in inputs for spec in model.inputs):
-        names = sorted(spec.name for spec in model.inputs)
-        raise ValueError(f"model {model.name!r} takes the inputs {names}, got {sorted(inputs)}")
     batched = model.max_batch_size > 0
     rows = -1
     for spec in model.inputs:
-        array = inputs[spec.name]
+        array = inputs.get(spec.name)
+        if array is None or len(inputs) != len(model.inputs):
+            names = sorted(spec.name for spec in model.inputs)
+            raise ValueError(f"model {model.name!r} takes the inputs {names}, got {sorted(inputs)}")
         if not isinstance(array, np.ndarray):
             raise ValueError(f"{_where(model, spec)} must be a NumPy array, got {type(array).__name__}")
-        if array.dtype != spec.dtype:
+        if array.dtype != _DTYPES[spec.dtype]:
             raise ValueError(f"{_where(model, spec)} must be {spec.dtype}, got {array.dtype}")
         if batched and rows < 0 and array.ndim:
             rows = array.shape[0]
@@ -64,7 +65,9 @@ def check_inputs(model: ModelMetadata, inputs: Tensors) -> int:
 
 def fits(shape: Sequence[int], wanted: Sequence[int]) -> bool:
     """Whether a shape has the wanted rank and axes; -1 in ``wanted`` takes any length."""
-    return len(shape) == len(wanted) and all(want in (-1, got) for want, got in zip(wanted, shape, strict=True))
+    return shape == wanted or (
+        len(shape) == len(wanted) and all(want in (-1, got) for want, got in zip(wanted, shape, strict=True))
+    )
 
 
 def empty_outputs(model: ModelMetadata) -> dict[str, Array]:
