@@ -29,8 +29,8 @@ Array = npt.NDArray[np.float64]
 # boxes [M, 4] in letterbox pixels and scores [M] of one picture, as a detector answers them.
 Candidates = tuple[npt.NDArray[np.floating[Any]], npt.NDArray[np.floating[Any]]]
 
-# Rows that a detector fills its answer up with score 0; least of what float32 has in full precision.
-_PADDING = float(np.finfo(np.float32).tiny)
+# Rows that a detector fills its answer up with have score 0, and this is the least that is more in float32.
+_NO_PADDING = float(np.finfo(np.float32).smallest_subnormal)
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,8 @@ def select_boxes(candidates: Candidates, placed: Letterbox, options: PoseOptions
         where the suppression is soft.
     """
     boxes, all_scores = candidates
-    likely = (all_scores >= max(options.box_threshold or 0.0, _PADDING)).nonzero()[0]
+    # A NumPy number: all are compared in float64, whatever the detector answers.
+    likely = (all_scores >= np.float64(max(options.box_threshold or 0.0, _NO_PADDING))).nonzero()[0]
     in_image, scores = placed.boxes_to_image(boxes[likely]), all_scores[likely].astype(np.float64)
     small = in_image[:, 2:] - in_image[:, :2] < 1.0
     if small.any():
