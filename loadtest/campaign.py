@@ -15,6 +15,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +90,9 @@ def main(
     scenarios: Annotated[str, typer.Option(help="Which, separated by commas.")] = ",".join(_SCENARIOS),
     pictures: Annotated[int, typer.Option(min=1, help="How many pictures take turns.")] = 12,
     most_p95: Annotated[float, typer.Option(help="Limit: p95 of the closed loop in ms; 0 for none.")] = 0.0,
+    most_refused: Annotated[
+        float, typer.Option(min=0, max=1, help="Limit: part of the arrivals at a rate that may be told to come back.")
+    ] = 0.2,
     least_rate: Annotated[float, typer.Option(help="Limit: right answers/s at the best step; 0 for none.")] = 0.0,
     report: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("runs/loadtest"),
     api_key: Annotated[str | None, typer.Option(envvar="TRITONPOSE_API_KEY", help="Key for --url.")] = None,
@@ -139,8 +143,12 @@ def main(
     _show(points)
     verdict = Verdict(f"{sum(len(run.rows) for run in codes.values())} requests, report in {report}")
     for name, run in codes.items():
-        failed = sum(not ok for _, _, ok in run.rows)
+        fates = Counter(fate for _, _, fate in run.rows)
+        failed, refused = fates["wrong"], fates["refused"]
         verdict.line(f"{name}: wrong or failed of {len(run.rows)}", failed, "0", kept=failed == 0 and bool(run.rows))
+        if name.startswith("arrivals"):
+            share = refused / max(1, len(run.rows))
+            verdict.line(f"{name}: refused", f"{share:.1%}", f"{most_refused:.0%}", kept=share <= most_refused)
         verdict.line(f"{name}: Locust's exit code", run.code, "0", kept=run.code == 0)
     p95 = next((one.p95 for one in others if one.name.startswith("closed")), None)
     if most_p95:
@@ -154,11 +162,11 @@ def main(
 
 
 def _show(points: Sequence[Point]) -> None:
-    table = Table("load", "right answers/s", "p50", "p95", "p99", "failed", title="settled parts of each load")
+    columns = ("load", "right answers/s", "p50", "p95", "p99", "failed", "refused")
+    table = Table(*columns, title="settled parts of each load")
     for one in points:
-        table.add_row(
-            one.name, f"{one.rate:.2f}", shown_ms(one.p50), shown_ms(one.p95), shown_ms(one.p99), str(one.failed)
-        )
+        times = (shown_ms(one.p50), shown_ms(one.p95), shown_ms(one.p99))
+        table.add_row(one.name, f"{one.rate:.2f}", *times, str(one.failed), str(one.refused))
     Console(width=None if Console().is_terminal else 120).print(table)
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 # The first part of each step is left out: users begin, queues fill.
 _SETTLING = 0.2
-# Second since the start at which a request was begun or due, milliseconds to its answer, and whether that was right.
-Row = tuple[float, float, bool]
+# Refused is one that may be: by an open loop, which offers what it offers.
+Fate = Literal["right", "refused", "wrong"]
+# Second since the start at which a request was begun or due, milliseconds to its answer, and what became of it.
+Row = tuple[float, float, Fate]
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,8 @@ class Point:
         load: users, or requests a second, as the scenario counts.
         rate: right answers a second.
         p50, p95, p99: latency of these in milliseconds; None where there were none.
-        failed: requests without a right answer.
+        failed: requests that got a wrong answer or none.
+        refused: requests of an open loop that were told to come back.
     """
 
     name: str
@@ -33,20 +38,22 @@ class Point:
     p95: float | None
     p99: float | None
     failed: int
+    refused: int = 0
 
     def as_json(self) -> dict[str, object]:
         """For the last line."""
-        return {name: getattr(self, name) for name in ("name", "load", "rate", "p50", "p95", "p99", "failed")}
+        return asdict(self)
 
 
 def point(name: str, load: float, rows: Sequence[Row], start: float, seconds: float) -> Point:
     """What was answered between ``start`` and ``start + seconds``, less the settling."""
     begin, end = start + _SETTLING * seconds, start + seconds
     inside = [row for row in rows if begin <= row[0] + row[1] / 1000 < end]
-    right = [milliseconds for _, milliseconds, ok in inside if ok]
+    right = [milliseconds for _, milliseconds, fate in inside if fate == "right"]
+    fates = Counter(fate for _, _, fate in inside)
     p50, p95, p99 = (round(float(np.percentile(right, q)), 1) if right else None for q in (50, 95, 99))
     rate = round(len(right) / (end - begin), 3)
-    return Point(name, load, rate, p50, p95, p99, failed=sum(not ok for _, _, ok in inside))
+    return Point(name, load, rate, p50, p95, p99, failed=fates["wrong"], refused=fates["refused"])
 
 
 def steps(rows: Sequence[Row], users: Sequence[int], seconds: float) -> list[Point]:

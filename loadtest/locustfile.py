@@ -18,7 +18,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from locust.runners import MasterRunner
 
 from loadtest.agreement import Recall, recall
 from loadtest.cases import Case, Checked, learn
+from loadtest.curve import Fate, Row
 from loadtest.pictures import folder_pictures, mixed_pictures, rendered_pictures
 from service.client import ClientError, PoseClient
 
@@ -103,9 +104,10 @@ def start_recording(environment: Environment, **_: object) -> None:
 
 @events.request.add_listener
 def record(response_time: float, exception: BaseException | None, context: dict[str, Any], **_: object) -> None:
-    """Note one request: when it was begun or was due, how long it took, and whether its answer was right."""
+    """Note one request: when it was begun or was due, how long it took, and what became of it."""
     begun = context.get("begun", time.perf_counter() - response_time / 1000)
-    Record.rows.append((round(begun - Record.began, 4), round(response_time, 2), exception is None))
+    fate: Fate = "wrong" if exception is not None else "refused" if context.get("refused") else "right"
+    Record.rows.append((round(begun - Record.began, 4), round(response_time, 2), fate))
 
 
 @events.quitting.add_listener
@@ -116,10 +118,10 @@ def write_record(environment: Environment, **_: object) -> None:
 
 
 class Record:
-    """What was noted of the requests of this process: (second since the start, milliseconds, right)."""
+    """What was noted of the requests of this process."""
 
     began = 0.0
-    rows: list[tuple[float, float, bool]] = []  # noqa: RUF012  filled by listeners, which Locust calls bare
+    rows: list[Row] = []  # noqa: RUF012  filled by listeners, which Locust calls bare
 
 
 @events.quitting.add_listener
@@ -152,9 +154,15 @@ def judge(environment: Environment, **_: object) -> None:
 
 
 class PoseUser(FastHttpUser):
-    """Keeps one connection, posts without a pause, and reads what comes back."""
+    """Keeps one connection, posts without a pause, and reads what comes back.
+
+    Attributes:
+        may_be_refused: 429 with an honest ``Retry-After`` is no failure. Who waits for his answer before he asks again
+            offers no more than the service can do, and must get it.
+    """
 
     wait_time = constant(0)
+    may_be_refused = False
     cases: Sequence[Case] = ()
     learnt_from: str | None = None
     recall = Recall()
@@ -186,9 +194,19 @@ class PoseUser(FastHttpUser):
             case.path, data=body, headers=headers, name=case.name, catch_response=True, context={"begun": begun}
         ) as response:
             response.request_meta["response_time"] = (time.perf_counter() - begun) * 1000
-            if response.status_code != 200:
+            if self.may_be_refused and response.status_code == 429 and _says_when(response.headers):
+                response.request_meta["context"]["refused"] = True  # Locust has made a copy
+                response.request_meta["name"] = "refused"
+                response.success()
+            elif response.status_code != 200:
                 response.failure(f"HTTP {response.status_code}: {(response.text or str(response.error))[:200]}")
             elif reason := self.checked.wrong(case, response.content or b""):
                 response.failure(f"{case.picture.name}: {reason}")
             else:
                 response.success()
+
+
+def _says_when(headers: Mapping[str, str]) -> bool:
+    """Whether a refusal tells in whole seconds when to come back."""
+    told = headers.get("Retry-After", "")
+    return told.isdecimal() and int(told) > 0

@@ -125,6 +125,22 @@ def test_campaign(service: ServiceProcess, repository: Path, tmp_path: Path) -> 
     assert "wrong: " in (tmp_path / "rough_stats.csv").read_text()
 
 
+@pytest.mark.slow
+def test_campaign_tells_refusals_from_failures(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many times more than fits in: honest refusals, which are no wrong answers, but too many of them."""
+    monkeypatch.setenv("TRITONPOSE_MAX_RUNNING", "1")
+    monkeypatch.setenv("TRITONPOSE_MAX_WAITING", "0")
+    few = ["--seconds", "4", "--steps", "1", "--arrivals", "10", "--scenarios", "steps,arrivals", "--pictures", "2"]
+    code, told, printed = run(repository, "campaign", *few, "--report", str(tmp_path))
+    assert code == 1, printed
+    assert [limit.split(":")[:2] for limit in told["broken"]] == [["arrivals_10", " refused"]], printed
+    crowd = told["points"][-1]
+    assert crowd["refused"] > 20 and crowd["failed"] == 0 and crowd["rate"] > 0
+    assert "refused" in (tmp_path / "arrivals_10_stats.csv").read_text()
+
+
 def test_peers_find_the_same_people(service: ServiceProcess, repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else they would be measured doing other work."""
     monkeypatch.setenv("TRITONPOSE_REPOSITORY", str(repository))
