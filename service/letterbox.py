@@ -101,18 +101,23 @@ def halvings(width: int, height: int, side: int) -> int:
 
 
 def _resize(source: Pixels, target: Pixels) -> None:
-    """Resize into ``target``, averaging all pixels where that is smaller; bilinear sampling would skip some.
+    """Resize into ``target``, averaging pixels where that is smaller; bilinear sampling would skip some.
 
     OpenCV averages areas fast only by whole factors (0.9 ms from 640x480 to 384x288). Sampled at twice the size and
-    then averaged two by two takes half of that, and the two differ by half a grey level in the mean.
+    then averaged two by two takes half of that, and the two differ by half a grey level in the mean. Up to a half,
+    where sampling skips little, averaging rows alone is enough for the detectors and takes a quarter.
     """
     height, width = target.shape[:2]
-    if width < source.shape[1] or height < source.shape[0]:
+    if width >= source.shape[1] and height >= source.shape[0]:
+        cv2.resize(source, (width, height), dst=target, interpolation=cv2.INTER_LINEAR)
+    elif 2 * width >= source.shape[1]:
+        rows = _scratch(2 * height, width)
+        cv2.resize(source, (width, 2 * height), dst=rows, interpolation=cv2.INTER_LINEAR)
+        cv2.addWeighted(rows[0::2], 0.5, rows[1::2], 0.5, 0, dst=target)
+    else:
         double = _scratch(2 * height, 2 * width)
         cv2.resize(source, (2 * width, 2 * height), dst=double, interpolation=cv2.INTER_LINEAR)
         cv2.resize(double, (width, height), dst=target, interpolation=cv2.INTER_AREA)
-    else:
-        cv2.resize(source, (width, height), dst=target, interpolation=cv2.INTER_LINEAR)
 
 
 _own = threading.local()
