@@ -10,7 +10,7 @@ from types import TracebackType
 
 import numpy as np
 
-from loadtest.server import child_processes, resident_mb
+from loadtest.server import process_tree, resident_mb
 
 # Start, first batches and the allocator's pools are no leak: the first part of a run is left out.
 WARM_UP = 0.2
@@ -61,9 +61,10 @@ def growth(seconds: Sequence[float], mb: Sequence[float], warm_up: float = WARM_
 
 
 def tree_mb(pid: int) -> float | None:
-    """Resident memory of a process and its children (workers); None where /proc does not tell."""
-    own = resident_mb(pid)
-    return None if own is None else own + sum(resident_mb(child) or 0.0 for child in child_processes(pid))
+    """Resident memory of a process and all that come of it (workers); None where /proc does not tell."""
+    if resident_mb(pid) is None:
+        return None
+    return sum(resident_mb(one) or 0.0 for one in process_tree(pid))
 
 
 class MemoryWatch:

@@ -148,6 +148,11 @@ def child_processes(pid: int) -> list[int]:
         return []
 
 
+def process_tree(pid: int) -> list[int]:
+    """A process and all that come of it."""
+    return [pid, *(one for child in child_processes(pid) for one in process_tree(child))]
+
+
 def _end_with_parent() -> None:
     """In the child: get SIGTERM when a measurement is killed, which else leaves a service on the machine (Linux)."""
     if _LIBC is not None:

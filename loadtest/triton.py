@@ -23,7 +23,7 @@ from deploy.triton.installation import ROOT
 from deploy.triton.server import TritonServer
 from loadtest.closed_loop import ClosedLoop, Outcome
 from loadtest.pictures import folder_pictures, rendered_pictures
-from loadtest.server import ServiceProcess, child_processes, cpu_seconds
+from loadtest.server import ServiceProcess, cpu_seconds, process_tree
 from loadtest.triton_alone import TritonAlone, record
 from service.client import PoseClient
 
@@ -173,7 +173,7 @@ def _counted(rounds: list[float], *pids: int | None) -> Iterator[None]:
 def _tree_cpu(pids: Sequence[int | None]) -> float | None:
     total = 0.0
     for pid in pids:
-        for one in (pid, *child_processes(pid)) if pid else (None,):
+        for one in process_tree(pid) if pid else (None,):
             used = cpu_seconds(one) if one else None
             if used is None:
                 return None

@@ -29,9 +29,10 @@ from rich.console import Console
 from rich.table import Table
 
 from loadtest.cases import Case, learn
+from loadtest.memory import tree_mb
 from loadtest.overload import Load
 from loadtest.pictures import rendered_pictures
-from loadtest.server import ROOT, ServiceProcess, free_port
+from loadtest.server import ROOT, ServiceProcess, cpu_seconds, free_port, process_tree
 from loadtest.verdict import Verdict, percentile_ms
 from loadtest.wire import ConnectionLost, OutOfPatience, Wire, request_bytes
 from service.client import PoseClient
@@ -44,13 +45,19 @@ PEERS = ("FastAPI", "LitServe", "BentoML")
 
 @dataclass
 class Served:
-    """One server with so many workers, over the rounds."""
+    """One server with so many workers, over the rounds.
+
+    ``cpu_ms`` is processor time of all its processes for an answer, and says more than answers a second where several
+    are limited by the same networks; ``memory_mb`` is what they have resident together after the round.
+    """
 
     name: str
     workers: int
     rates: list[float] = field(default_factory=list)
     p50_ms: list[float] = field(default_factory=list)
     p99_ms: list[float] = field(default_factory=list)
+    cpu_ms: list[float] = field(default_factory=list)
+    memory_mb: list[float] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
 
     def median(self, values: Sequence[float]) -> float:
@@ -82,12 +89,15 @@ def _wait_for_workers(url: str, workers: int) -> None:
 
 
 @contextmanager
-def running(name: str, workers: int, cores: int, max_people: int) -> Iterator[str]:
-    """A server in processes of its own; its address. Raises RuntimeError with its words when it does not answer."""
+def running(name: str, workers: int, cores: int, max_people: int) -> Iterator[tuple[str, int]]:
+    """A server in processes of its own: its address, and the id of the first of them.
+
+    Raises RuntimeError with its words when it does not answer.
+    """
     if name == OURS:
         with ServiceProcess({"TRITONPOSE_WORKERS": str(workers)}, start_seconds=_START_SECONDS) as service:
             _wait_for_workers(service.url, workers)
-            yield service.url
+            yield service.url, service.pid
         return
     port = free_port()
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as log:
@@ -109,7 +119,7 @@ def running(name: str, workers: int, cores: int, max_people: int) -> Iterator[st
             start_new_session=True,  # it starts processes of its own: all are ended together
         )
         try:
-            yield f"http://127.0.0.1:{port}"
+            yield f"http://127.0.0.1:{port}", process.pid
         except Exception as error:
             log.seek(0)
             raise RuntimeError(f"{name}: {error}\n{log.read()[-4000:]}") from error
@@ -133,9 +143,9 @@ def as_form(case: Case, path: str) -> bytes:
 
 
 async def measure(
-    url: str, load_cases: Sequence[Case], path: str, clients: int, seconds: float, served: Served
+    url: str, pid: int, load_cases: Sequence[Case], path: str, clients: int, seconds: float, served: Served
 ) -> None:
-    """Wait until it answers, warm it up, and load it."""
+    """Wait until it answers, warm it up, and load it; ``pid`` and its children are the server."""
     requests = [as_form(case, path) for case in load_cases]
     async with Wire(url) as wire:
         end = time.monotonic() + _START_SECONDS
@@ -152,10 +162,15 @@ async def measure(
             await asyncio.sleep(0.2)
         load = Load(wire, load_cases, requests)
         await load.closed(clients, min(3.0, seconds))
+        processes = process_tree(pid)
+        before = {one: cpu_seconds(one) for one in processes}
         rate, answers = await load.closed(clients, seconds)
+        spent = [after - was for one, was in before.items() if was is not None and (after := cpu_seconds(one))]
     served.rates.append(rate)
+    served.memory_mb.append(tree_mb(pid) or 0.0)
     served.wrong += answers.wrong + [f"HTTP {s}" for s in answers.statuses.elements() if s not in (0, 200)]
     if answers.accepted:
+        served.cpu_ms.append(1000 * sum(spent) / len(answers.accepted))
         served.p50_ms.append(percentile_ms(answers.accepted, 50) or 0.0)
         served.p99_ms.append(percentile_ms(answers.accepted, 99) or 0.0)
 
@@ -184,22 +199,23 @@ def main(
     table = [Served(name, count) for name in names for count in counts]
     for number in range(rounds):
         for served in table:
-            with running(served.name, served.workers, cores, people) as url:
+            with running(served.name, served.workers, cores, people) as (url, pid):
                 # The peers have the option in their environment.
-                uvloop.run(measure(url, cases, path if served.name == OURS else "/v1/pose", clients, seconds, served))
+                place = path if served.name == OURS else "/v1/pose"
+                uvloop.run(measure(url, pid, cases, place, clients, seconds, served))
             say.print(f"round {number + 1}: {served.name}, {served.workers} workers: {served.rates[-1]:.2f} answers/s")
     show(table, names, clients, seconds, out)
 
 
 def show(table: Sequence[Served], names: Sequence[str], clients: int, seconds: float, out: Path | None) -> None:
     """Print every server, then each at its best beside ours."""
-    every = Table(
-        "server", "workers", "answers/s", "p50", "p99", "wrong", title=f"{clients} clients, {seconds:g} s a round"
-    )
+    columns = ("server", "workers", "answers/s", "p50", "p99", "CPU an answer", "memory", "wrong")
+    every = Table(*columns, title=f"{clients} clients, {seconds:g} s a round")
     for served in table:
-        figures = (served.median(served.rates), served.median(served.p50_ms), served.median(served.p99_ms))
-        shown = (f"{figures[0]:.2f}", f"{figures[1]:.0f} ms", f"{figures[2]:.0f} ms")
-        every.add_row(served.name, str(served.workers), *shown, str(len(served.wrong)))
+        times = [f"{served.median(one):.0f} ms" for one in (served.p50_ms, served.p99_ms)]
+        times.append(f"{served.median(served.cpu_ms):.1f} ms")
+        row = [served.name, str(served.workers), f"{served.median(served.rates):.2f}", *times]
+        every.add_row(*row, f"{served.median(served.memory_mb):.0f} MB", str(len(served.wrong)))
     Console(width=None if Console().is_terminal else 120).print(every)
     best = {n: max((s for s in table if s.name == n), key=lambda s: s.median(s.rates)) for n in names}
     ours = best[OURS]
@@ -221,6 +237,8 @@ def show(table: Sequence[Served], names: Sequence[str], clients: int, seconds: f
             "rounds": [round(rate, 3) for rate in served.rates],
             "p50_ms": served.median(served.p50_ms),
             "p99_ms": served.median(served.p99_ms),
+            "cpu_ms": round(served.median(served.cpu_ms), 2),
+            "memory_mb": round(served.median(served.memory_mb), 1),
             "wrong": len(served.wrong),
         }
         for served in table

@@ -164,6 +164,7 @@ async def test_peers_answer(
     with PoseClient(service.url) as client:
         cases = learn(client, rendered_pictures(2, 2, size=(320, 240)), [{"max_people": "2"}])
     served = Served(name, 1)
-    with running(name, 1, 2, max_people=2) as url:
-        await measure(url, cases, "/v1/pose", clients=2, seconds=1.0, served=served)
+    with running(name, 1, 2, max_people=2) as (url, pid):
+        await measure(url, pid, cases, "/v1/pose", clients=2, seconds=1.0, served=served)
     assert served.wrong == [] and served.rates[0] > 0 and served.p99_ms[0] >= served.p50_ms[0] > 0
+    assert 0 < served.cpu_ms[0] < 1000 and served.memory_mb[0] > 50
