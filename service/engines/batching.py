@@ -76,6 +76,7 @@ class BatchScheduler:
         """Serve this no more. Whoever still waits for it is told that it is gone; a run in progress ends well."""
         with self._changed:
             queue = self._queues.pop(key)
+            self._lined.pop(queue, None)
             error = EngineUnavailable(f"model {queue.name!r} has been replaced")
             ended = self._end_all(queue, error)
         _hand_over(ended)
