@@ -54,9 +54,19 @@ async def finish_within(
         DeadlineExceeded: the time is up.
         ClientGone: the caller hung up.
     """
-    task, hang_up = asyncio.ensure_future(work), asyncio.ensure_future(gone)
+    loop = asyncio.get_running_loop()
+    task, hang_up, over = loop.create_task(work), loop.create_task(gone), loop.create_future()
+
+    def end(_: object = None) -> None:
+        if not over.done():
+            over.set_result(None)
+
+    # What asyncio.wait does for any number of tasks, for these two.
+    task.add_done_callback(end)
+    hang_up.add_done_callback(end)
+    timer = loop.call_later(max(0.0, seconds), end)
     try:
-        await asyncio.wait((task, hang_up), timeout=max(0.0, seconds), return_when=asyncio.FIRST_COMPLETED)
+        await over
         if task.done():
             return task.result()
         if hang_up.done():
@@ -64,6 +74,7 @@ async def finish_within(
         raise DeadlineExceeded(f"no answer within {seconds if asked is None else asked:g} s")
     finally:
         # Also when it is us who are cancelled, be it at the moment at which the work ended.
+        timer.cancel()
         hang_up.cancel()
         if not task.done():
             task.cancel()

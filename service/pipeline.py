@@ -133,7 +133,8 @@ class PosePipeline:
         gap_ends: float | None = None
         replaced = 0
         while True:
-            await self._found(options.model, deadline)
+            if self.engine.has_gaps:
+                await self._found(options.model, deadline)
             with self.engine.hold() as held:
                 before = await self.presets.find(options.model, held)
                 try:

@@ -184,9 +184,9 @@ class Presets:
         if metadata.parameters.get("kind") != "pose":
             raise await self._unknown(name, models)
         known = self._known.get(name)
-        if known is not None and known[0] == metadata:
+        if known is not None and (known[0] is metadata or known[0] == metadata):
             detector_metadata = await models.metadata(known[2].detector)
-            if known[1] == detector_metadata:
+            if known[1] is detector_metadata or known[1] == detector_metadata:
                 return known[2:]
         pose = pose_preset(metadata)
         detector_metadata = await models.metadata(pose.detector)
