@@ -18,6 +18,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
+import opentelemetry._logs
+import opentelemetry.metrics
+import opentelemetry.trace
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
@@ -262,3 +265,13 @@ def test_there_are_no_traces_unless_asked_for(monkeypatch: pytest.MonkeyPatch, u
 )
 def test_trace_ids_of_callers(header: str, known: bool) -> None:
     assert trace_id_of({"traceparent": header}) == (TRACE if known else None)
+
+
+async def test_fastapis_own_telemetry_is_off(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a process has a global provider, it would tell of each request a second time, with query and stack."""
+    asked: list[str] = []
+    monkeypatch.setattr(opentelemetry.trace, "get_tracer_provider", lambda: asked.append("tracer"))
+    monkeypatch.setattr(opentelemetry.metrics, "get_meter_provider", lambda: asked.append("meter"))
+    monkeypatch.setattr(opentelemetry._logs, "get_logger_provider", lambda: asked.append("logger"))
+    assert (await client.get("/v1/health/live")).status_code == 200
+    assert asked == []
