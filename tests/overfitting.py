@@ -15,6 +15,8 @@ from tests.training.test_networks import TINY
 from training.pose import train_pose
 
 PEOPLE = 16
+# Nose, eyes and ears: the first joints of coco17.
+_FACE = 5
 RADII = [{"name": "large", "kind": "softmax", "sigma": 2.0}, {"name": "small", "kind": "softmax", "sigma": 1.0}]
 STILL = dict.fromkeys(
     ("rotation", "rotation_probability", "scale", "shift", "flip", "half_body", "colour", "grey", "blur", "erase"), 0.0
@@ -48,6 +50,11 @@ def sixteen(folder: Path, photographs: Path | None) -> Sixteen:
     whole = [person for person in data["annotations"] if person["num_keypoints"] >= 12]
     chosen = [whole[index] for index in np.linspace(0, len(whole) - 1, PEOPLE).astype(int)]
     shown = {person["image_id"] for person in chosen}
+    if photographs is None:
+        # As in those photographs, limbs only: a face of 6 pixels is no question of learning by heart.
+        for person in chosen:
+            person["keypoints"][: 3 * _FACE] = [0] * (3 * _FACE)
+            person["num_keypoints"] = sum(shown > 0 for shown in person["keypoints"][2::3])
     data["annotations"] = chosen
     data["images"] = [image for image in data["images"] if image["id"] in shown]
     path = folder / "sixteen.json"
@@ -63,7 +70,7 @@ def overfit(name: str, data: Sixteen, folder: Path, **changes: Any) -> Path:
         "network": {"name": name, **TINY[name], **LEARNS.get(name, {})},
         "width": 64, "height": 96, "skeleton": "union19", "presets": ["lsp14"], "radii": RADII,
         "augmentation": STILL, "min_joints": 1, "holdout": 0, "batch": PEOPLE, "ema": 0, "precision": "32-true",
-        "steps": 200, "learning_rate": 4e-3, "warmup": 20, "weight_decay": 0, "save_every": 1000,
+        "steps": 250, "learning_rate": 4e-3, "warmup": 20, "weight_decay": 0, "save_every": 1000,
         **changes,
     }  # fmt: skip
     path = folder / "recipe.yaml"
