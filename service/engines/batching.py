@@ -45,7 +45,8 @@ class BatchScheduler:
         self._statistics: dict[str, ModelStatistics] = {}
         self._jobs: deque[Job] = deque()
         self._running: set[Batch | Job] = set()
-        self._changed = threading.Condition()  # guards all of the above, part.batch and the statistics
+        self._lock = threading.RLock()  # guards all of the above, part.batch and the statistics
+        self._changed = threading.Condition(self._lock)
         self._stopping = False
         # Daemons: a program that forgets close() can still end.
         self._threads = [
@@ -53,6 +54,7 @@ class BatchScheduler:
         ]
         for thread in self._threads:
             thread.start()
+        self._workers = {thread.ident for thread in self._threads}
 
     @property
     def alive(self) -> bool:
@@ -68,13 +70,13 @@ class BatchScheduler:
         Two versions of a model may be served at a time under different keys (the name when None); they are counted
         together, and the policy's ``instances`` are for both.
         """
-        with self._changed:
+        with self._lock:
             counted = self._statistics.setdefault(name, ModelStatistics())
             self._queues[key or name] = Queue(name, run, policy, counted)
 
     def remove(self, key: str) -> None:
         """Serve this no more. Whoever still waits for it is told that it is gone; a run in progress ends well."""
-        with self._changed:
+        with self._lock:
             queue = self._queues.pop(key)
             self._lined.pop(queue, None)
             error = EngineUnavailable(f"model {queue.name!r} has been replaced")
@@ -90,28 +92,37 @@ class BatchScheduler:
             caller: on whose behalf.
             key: of an added model.
             parts: the request cut into pieces of at most ``max_rows`` rows.
-            done: called once in a worker thread, unless the caller goes before. May submit the next request.
+            done: called once in a worker thread, unless the caller goes before. May submit the next request. Where a
+                worker submits to a model that runs ``at_once``, it is called before this returns.
             since: ``time.monotonic`` at the start of the work that this is a step of; None for now.
 
         Raises:
             Overloaded, EngineUnavailable (stopped, or the model has been replaced).
         """
-        with self._changed:
+        with self._lock:
             queue = self._queues.get(key)
             if self._stopping or queue is None:
                 raise EngineUnavailable("the engine is closed" if self._stopping else f"{key} has been replaced")
             if caller.gone:
                 return
+            policy = queue.policy
+            here = policy.at_once and len(parts) == 1 and threading.get_ident() in self._workers and queue.has_room()
             # A request of several parts needs one free place, or it could never be taken by a short queue.
-            if queue.policy.max_queue and len(queue.waiting) >= queue.policy.max_queue:
+            if not here and policy.max_queue and len(queue.waiting) >= policy.max_queue:
                 queue.statistics.rejected += 1
                 raise Overloaded(f"model {queue.name!r}: {len(queue.waiting)} requests wait already")
             request = Request(caller, queue, parts, done, since)
             caller.live.add(request)
             queue.statistics.requests += 1
-            queue.waiting.extend(request.parts)
-            self._lined[queue] = None
-            self._changed.notify(len(request.parts))
+            if here:
+                batch = Batch(queue, request.parts, request.parts[0].rows)
+                self._begin(batch, self._waiting())
+            else:
+                queue.waiting.extend(request.parts)
+                self._lined[queue] = None
+                self._changed.notify(len(request.parts))
+                return
+        self._run(batch)
 
     def call(self, caller: Caller, work: Callable[[], None]) -> None:
         """Have a worker do something for a caller, in its turn; dropped when the caller goes before.
@@ -123,7 +134,7 @@ class BatchScheduler:
         Raises:
             EngineUnavailable: stopped.
         """
-        with self._changed:
+        with self._lock:
             if self._stopping:
                 raise EngineUnavailable("the engine is closed")
             self._jobs.append(Job(caller, work))
@@ -131,19 +142,19 @@ class BatchScheduler:
 
     def waiting_for(self, caller: Caller) -> list[str]:
         """Names of the models that a caller waits for now, sorted."""
-        with self._changed:
+        with self._lock:
             return sorted({request.queue.name for request in caller.live})
 
     def abandon(self, caller: Caller) -> None:
         """Drop what is left of a caller's requests; what nobody waits for any more is told to end."""
-        with self._changed:
+        with self._lock:
             caller.gone = True
             while caller.live:
                 self._drop(caller.live.pop())
 
     def statistics(self) -> dict[str, ModelStatistics]:
         """Snapshots by model."""
-        with self._changed:
+        with self._lock:
             for counted in self._statistics.values():
                 counted.queued = 0
             for queue in self._queues.values():
@@ -152,14 +163,14 @@ class BatchScheduler:
 
     def stop(self, drain: float) -> None:
         """Work off what waits for at most ``drain`` seconds, then refuse and end the rest. Blocks."""
-        with self._changed:
+        with self._lock:
             self._stopping = True
             self._changed.notify_all()
         end = time.monotonic() + drain
         for thread in self._threads:
             thread.join(max(0.0, end - time.monotonic()))
         ended: Ended = []
-        with self._changed:
+        with self._lock:
             for queue in self._queues.values():
                 ended += self._end_all(queue, EngineUnavailable("the engine is closed"))
             for running in self._running:
@@ -217,20 +228,31 @@ class BatchScheduler:
             return bool(late)
         if isinstance(batch, Job):
             batch.run()
-            with self._changed:
+            with self._lock:
                 self._running.discard(batch)
             return True
+        self._run(batch)
+        return True
+
+    def _run(self, batch: Batch) -> None:
+        """Run a batch that has begun, and hand the answers out."""
         started = time.monotonic()
         outcomes = batch.outcomes()
         _hand_over(self._record(batch, outcomes, started, time.monotonic() - started))
-        return True
+
+    def _begin(self, work: Batch | Job, waiting: bool) -> None:
+        """Count what this thread is about to run; ``waiting``: whether something else does."""
+        if isinstance(work, Batch):
+            work.alone = not waiting and not self._running
+            work.queue.statistics.running += 1
+        self._running.add(work)
 
     def _next(self) -> tuple[Batch | Job | None, Ended]:
         """Wait for a batch that is due or a job, or for requests that have waited too long.
 
         Neither when the scheduler stops and nothing waits.
         """
-        with self._changed:
+        with self._lock:
             while True:
                 now = time.monotonic()
                 # A look at every model's queue for each run would be a look at memory that the last run has pushed out.
@@ -243,12 +265,9 @@ class BatchScheduler:
                     found = self._jobs.popleft()
                 elif oldest is not None:
                     found = oldest.take()
-                    oldest.statistics.running += 1
                 if found is not None:
                     waiting = self._waiting()
-                    if isinstance(found, Batch):
-                        found.alone = not waiting and not self._running
-                    self._running.add(found)
+                    self._begin(found, waiting)
                     if waiting:
                         self._changed.notify()  # this worker may have been the one that waited for those
                     return found, late
@@ -277,8 +296,7 @@ class BatchScheduler:
         oldest: Queue | None = None
         wait: float | None = None
         for queue in self._lined:
-            policy = queue.policy
-            if not queue.waiting or (policy.instances and queue.statistics.running >= policy.instances):
+            if not queue.waiting or not queue.has_room():
                 continue
             due = queue.due() if self._running and not self._stopping else now
             if due > now:
@@ -293,7 +311,7 @@ class BatchScheduler:
         """Count a run, and settle its parts; the requests that have ended with it."""
         statistics, rows = batch.queue.statistics, batch.rows
         ended: Ended = []
-        with self._changed:
+        with self._lock:
             self._running.discard(batch)
             statistics.running -= 1
             statistics.runs += 1

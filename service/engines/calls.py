@@ -81,7 +81,7 @@ class EngineCall:
             done: gets the outputs.
             since: as in :meth:`BatchScheduler.submit`; parts of an ensemble's request begin anew, each in its turn.
         """
-        network = self._loaded.networks.get((config.metadata.name, config.version if version == -1 else version))
+        network = self._network(config, version)
         limit = config.metadata.max_batch_size if network is None else network.model.batching.max_rows
         # In the config's order, so that the batcher can compare shapes without looking at names.
         inputs = {spec.name: inputs[spec.name] for spec in config.metadata.inputs}
@@ -98,6 +98,15 @@ class EngineCall:
 
     def _begin_steps(self, config: ModelConfig, since: float | None, inputs: Tensors, done: Done) -> None:
         _Steps(self, config, inputs, done, since).go_on()
+
+    def runs_at_once(self, step: Step) -> bool:
+        """Whether the thread that begins this step runs it there and then."""
+        network = self._network(self._loaded.configs[step.model], step.version)
+        return network is not None and network.model.batching.at_once
+
+    def _network(self, config: ModelConfig, version: int) -> Network | None:
+        """None for an ensemble."""
+        return self._loaded.networks.get((config.metadata.name, config.version if version == -1 else version))
 
     def begin_step(self, ensemble: str, step: Step, inputs: Tensors, done: Done, since: float) -> None:
         """Run one step of an ensemble on what earlier steps have written."""
@@ -151,6 +160,9 @@ class _Steps:
     def go_on(self) -> None:
         with self._lock:
             ready = self._flow.begin()
+        if len(ready) > 1:
+            # What this thread runs itself comes last: the others are taken by workers that are free meanwhile.
+            ready.sort(key=lambda begun: self._call.runs_at_once(begun[0]))
         for step, inputs in ready:
             self._call.begin_step(self._name, step, inputs, partial(self._ended, step), self._since)
 

@@ -54,6 +54,8 @@ class BatchPolicy:
         max_queue: most requests waiting; 0 for no bound.
         queue_timeout: seconds a request may wait before it is refused; 0 for no limit.
         instances: most runs of this model at a time; 0 for as many as the engine has workers.
+        at_once: a worker that asks for this model runs it itself, there and then: it takes no longer than waking
+            another one, and its inputs are in that core's caches.
     """
 
     max_rows: int = 0
@@ -62,6 +64,7 @@ class BatchPolicy:
     max_queue: int = 0
     queue_timeout: float = 0.0
     instances: int = 0
+    at_once: bool = False
 
 
 @dataclass(frozen=True)

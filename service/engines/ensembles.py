@@ -22,10 +22,12 @@ class DataFlow:
     def begin(self) -> list[tuple[Step, dict[str, Array]]]:
         """The steps that can begin now, each with its inputs by the step's names; each step is given out once."""
         tensors = self._tensors
-        ready = [step for step in self._waiting if all(name in tensors for name in step.inputs.values())]
-        if ready:
-            self._waiting = [step for step in self._waiting if step not in ready]
-            self._running += len(ready)
+        ready: list[Step] = []
+        waiting: list[Step] = []
+        for step in self._waiting:
+            (ready if tensors.keys() >= set(step.inputs.values()) else waiting).append(step)
+        self._waiting = waiting
+        self._running += len(ready)
         return [(step, {name: tensors[tensor] for name, tensor in step.inputs.items()}) for step in ready]
 
     def end(self, step: Step, outputs: Tensors) -> None:

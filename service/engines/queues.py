@@ -212,6 +212,10 @@ class Queue:
         """Since when what the request at the head belongs to is under way."""
         return self.waiting[0].request.since
 
+    def has_room(self) -> bool:
+        """Whether one more run of the model may begin."""
+        return not self.policy.instances or self.statistics.running < self.policy.instances
+
     def due(self) -> float:
         """When the oldest part may run beside others: at once, or after the delay unless its batch is full before."""
         head, policy = self.waiting[0], self.policy

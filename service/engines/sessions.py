@@ -208,6 +208,7 @@ def _cpu_batching(config: ModelConfig, settings: RuntimeSettings) -> BatchPolicy
 
     What rows share is the reading of the weights. A network of fewer bytes than one of its rows (mirroring, fusion)
     shares nothing, and requests are not joined for it: copying their rows together costs more than its arithmetic.
+    Nor are they queued for it by a worker, which would spend as long on that as on the run.
     Large rows push each other out of the caches instead: beyond :data:`_CPU_BATCH_BYTES` of input each runs alone.
     """
     rows = min(config.batching.max_rows, settings.cpu_rows or config.batching.max_rows)
@@ -218,7 +219,9 @@ def _cpu_batching(config: ModelConfig, settings: RuntimeSettings) -> BatchPolicy
     shares = config.onnx.stat().st_size >= row_bytes
     if shares and settings.cpu_rows:
         rows = min(rows, max(1, _CPU_BATCH_BYTES // row_bytes))
-    return replace(config.batching, max_rows=rows, joins=config.batching.joins and shares and rows > 1)
+    return replace(
+        config.batching, max_rows=rows, joins=config.batching.joins and shares and rows > 1, at_once=not shares
+    )
 
 
 def session_options(config: ModelConfig, settings: RuntimeSettings) -> onnxruntime.SessionOptions:

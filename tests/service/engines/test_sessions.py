@@ -76,7 +76,7 @@ def test_runs_beside_others_take_their_share_of_the_threads(
 def test_networks_smaller_than_their_rows_are_not_joined_for_on_a_cpu(
     repository: Repository, width: int, joins: bool
 ) -> None:
-    """They have no weights to share: joining maps of megabytes costs more than their arithmetic."""
+    """They have no weights to share: joining maps of megabytes costs more than their arithmetic, as does a queue."""
     config = repository.affine("m", 3, 1, extra="dynamic_batching { }\n")
     if width != 3:
         config.write_text(config.read_text().replace("dims: [3]", f"dims: [{width}]"))
@@ -84,7 +84,8 @@ def test_networks_smaller_than_their_rows_are_not_joined_for_on_a_cpu(
         write_onnx(config.parent / "1" / "model.onnx", [helper.make_node("Neg", ["x"], ["y"])], *rows)
     model = load(config)
     assert read_model(config.parent).batching.joins
-    assert (model.batching.joins, model.batching.max_rows) == (joins, SETTINGS.cpu_rows)
+    assert (model.batching.joins, model.batching.at_once) == (joins, not joins)
+    assert model.batching.max_rows == SETTINGS.cpu_rows
 
 
 def test_a_batch_axis_must_be_free(repository: Repository) -> None:
