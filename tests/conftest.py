@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from deploy.triton.installation import Installation, find_installation
 from deploy.triton.server import TritonServer
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from tests.overfitting import Sixteen
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# A busy machine takes 0.3 s for an example of a millisecond: time is no property that is tested.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 def checkout_files() -> list[Path]:

@@ -43,7 +43,6 @@ def test_the_service_does_what_its_document_says(service: ServiceProcess, label:
     @given(case=OPERATIONS[label].as_strategy(generation_mode=mode))
     @settings(
         max_examples=30 if label == "POST /v1/pose" else 10,
-        deadline=None,
         derandomize=True,
         database=None,
         phases=[Phase.generate],

@@ -99,7 +99,7 @@ def test_a_crop_of_the_whole_picture_at_its_size_is_the_picture() -> None:
     assert np.array_equal(crop_people(picture, matrix, SIZE)[0], picture)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.integers(60, 900), st.integers(60, 900), st.floats(0.3, 0.7), st.floats(0.3, 0.7), st.floats(0.2, 1.5), angles
 )

@@ -45,7 +45,7 @@ def test_what_may_be_turned_or_is_no_rgb_is_left_to_pillow() -> None:
     assert ordinary_jpeg(png.getvalue()) is None
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.lists(st.tuples(st.integers(0, 700), st.integers(0, 255)), min_size=1, max_size=4), st.booleans())
 def test_a_damaged_header_is_never_told_otherwise_than_by_pillow(
     changes: list[tuple[int, int]], progressive: bool

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -95,7 +95,6 @@ def test_large_photographs_are_averaged_closely(size: tuple[int, int]) -> None:
     assert difference.max() <= 10
 
 
-@settings(deadline=None)
 @given(st.integers(40, 300), st.integers(40, 300), st.integers(64, 200), st.integers(0, 2**32 - 1))
 def test_a_blob_lands_where_the_matrix_says(width: int, height: int, side: int, seed: int) -> None:
     """A smooth blob's centre of mass, measured in the square, is the transformed centre."""

@@ -53,7 +53,7 @@ async def test_joints_and_boxes_come_back_where_they_are(pipeline: PosePipeline)
         assert people.scores[index] == pytest.approx(people.box_scores[index] * 0.8)
 
 
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(100, 900), st.integers(100, 900), st.floats(0, 1), st.floats(0, 1), st.floats(0.3, 0.9))
 def test_any_size_any_place(width: int, height: int, fx: float, fy: float, part: float) -> None:
     """Letterbox, crop and the way back agree for every aspect ratio, also at the picture's rim."""

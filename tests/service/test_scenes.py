@@ -182,7 +182,7 @@ def test_poses_stay_within_what_joints_can_do() -> None:
     assert np.allclose(drawn.orientation @ drawn.orientation.T, np.eye(3))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     angles=st.dictionaries(st.sampled_from(angle_names()), st.floats(-300, 300)),
     yaw=st.floats(-180, 180),

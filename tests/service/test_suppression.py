@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask
 
@@ -48,7 +48,6 @@ def test_iou_of_empty_boxes_is_zero() -> None:
     assert iou_matrix(np.zeros((0, 4)), boxes).shape == (0, 3)
 
 
-@settings(deadline=None)
 @given(seeds, st.floats(0.05, 0.95), st.sampled_from([3, 40, 120]))
 def test_box_nms_is_torchvisions(seed: int, threshold: float, count: int) -> None:
     rng = np.random.default_rng(seed)
@@ -112,7 +111,6 @@ def slow_soft_nms(
     return taken
 
 
-@settings(deadline=None)
 @given(
     seeds,
     st.one_of(st.just(0.0), st.floats(0.05, 1)),

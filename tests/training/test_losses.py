@@ -312,7 +312,7 @@ def test_the_loss_of_half_precision_maps_is_that_of_their_float32_values(kind: K
     kind=st.sampled_from(KINDS),
     top=st.sampled_from([None, 1, 3]),
 )
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_masked_joints_never_have_a_gradient(
     labelled: list[bool], present: list[bool], kind: Kind, top: int | None
 ) -> None:
