@@ -54,7 +54,7 @@ def sixteen(folder: Path, photographs: Path | None) -> Sixteen:
         # As in those photographs, limbs only: a face of 6 pixels is no question of learning by heart.
         for person in chosen:
             person["keypoints"][: 3 * _FACE] = [0] * (3 * _FACE)
-            person["num_keypoints"] = sum(shown > 0 for shown in person["keypoints"][2::3])
+            person["num_keypoints"] = sum(visibility > 0 for visibility in person["keypoints"][2::3])
     data["annotations"] = chosen
     data["images"] = [image for image in data["images"] if image["id"] in shown]
     path = folder / "sixteen.json"
