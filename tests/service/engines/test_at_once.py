@@ -67,7 +67,7 @@ async def go_through(
     scheduler: BatchScheduler, then: Callable[[Caller, list[Outputs], Callable[[Outcome], None]], None]
 ) -> tuple[object, list[str]]:
     """Ask for ``first``, then ``then`` in the worker: what the caller gets, and what happened in which order."""
-    caller, order = Caller(scheduler), []
+    caller, order, went_on = Caller(scheduler), [], threading.Event()
 
     def end(outcome: Outcome) -> None:
         order.append("ended")
@@ -77,9 +77,13 @@ async def go_through(
         assert isinstance(outcome, list)
         then(caller, outcome, end)
         order.append("submitted")
+        went_on.set()
 
     scheduler.submit(caller, "first", [rows(3)], go_on)
-    return await caller.answer("first", None), order
+    answer = await caller.answer("first", None)
+    # The answer may be here before the worker is back from `then`.
+    assert await asyncio.to_thread(went_on.wait, 10)
+    return answer, order
 
 
 async def test_a_worker_runs_it_before_what_waits(scheduler: BatchScheduler, first: Gated, quick: Told) -> None:
