@@ -10,7 +10,7 @@ import base64
 import binascii
 import json
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -109,8 +109,24 @@ async def read_bytes(
             if total > limit:
                 raise TooLarge(f"the body has more than {limit} bytes")
 
-    seconds = max(0.0, min(settings.body_seconds, seconds))
-    reading = asyncio.ensure_future(receive())
+    reading = receive()
+    try:
+        waits_for = reading.send(None)
+    except StopIteration:  # all of it was there: no task, and no turn of the loop
+        return b"".join(received)
+    await _finish(reading, waits_for, max(0.0, min(settings.body_seconds, seconds)), hold, stop)
+    return b"".join(received)  # one copy, and none of a body that came in one piece
+
+
+async def _finish(
+    begun: Coroutine[Any, Any, None],
+    waits_for: object,
+    seconds: float,
+    hold: Callable[[int], None],
+    stop: asyncio.Future[None] | None,
+) -> None:
+    """Let a coroutine end that has begun, and whose first wait is for ``waits_for``; else as :func:`read_bytes`."""
+    reading = asyncio.ensure_future(_Rest(begun, waits_for))
     try:
         # Not wait_for: before Python 3.12 it swallows a cancellation that comes as the body ends.
         awaited = (reading,) if stop is None else (reading, stop)
@@ -122,7 +138,27 @@ async def read_bytes(
         reading.result()
     finally:
         reading.cancel()
-    return b"".join(received)  # one copy, and none of a body that came in one piece
+
+
+class _Rest:
+    """What is left of a coroutine that has begun (from Python 3.12 on, eager tasks do the same)."""
+
+    def __init__(self, begun: Coroutine[Any, Any, None], waits_for: object) -> None:
+        self._begun = begun
+        self._waits_for = waits_for
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        waits_for = self._waits_for
+        try:
+            while True:
+                try:
+                    sent = yield waits_for
+                except BaseException as error:  # the coroutine's to handle, cancellation too
+                    waits_for = self._begun.throw(error)
+                else:
+                    waits_for = self._begun.send(sent)
+        except StopIteration:
+            return
 
 
 def parse_body(content_type: str, data: bytes, max_images: int) -> Body:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -65,10 +66,20 @@ class Letterbox:
 
     def boxes_to_image(self, boxes: npt.ArrayLike) -> Array:
         """Boxes [N, 4] x1 y1 x2 y2 in letterbox edge coordinates to image edge coordinates, clipped to the picture."""
-        sx, sy = self.inner_width / self.width, self.inner_height / self.height
-        mapped = np.asarray(boxes, np.float64).reshape(-1, 4) / np.array([sx, sy, sx, sy])
-        limits = np.array([self.width, self.height, self.width, self.height], np.float64)
-        return np.minimum(np.maximum(mapped, 0.0), limits)
+        found = [self.box_to_image(box) for box in np.asarray(boxes, np.float64).reshape(-1, 4).tolist()]
+        return np.array(found, np.float64).reshape(-1, 4)
+
+    def box_to_image(self, box: Sequence[float]) -> tuple[float, float, float, float]:
+        """One box of :meth:`boxes_to_image`, in plain numbers."""
+        width, height = self.width, self.height
+        sx, sy = self.inner_width / width, self.inner_height / height
+        x1, y1, x2, y2 = box
+        return (
+            min(max(x1 / sx, 0.0), float(width)),
+            min(max(y1 / sy, 0.0), float(height)),
+            min(max(x2 / sx, 0.0), float(width)),
+            min(max(y2 / sy, 0.0), float(height)),
+        )
 
 
 def letterbox(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -22,7 +23,7 @@ from service.pyramid import Pyramid
 from service.reduction import level_of_boxes, level_to_begin
 from service.rescoring import rescore
 from service.stages import Stages
-from service.suppression import FLOOR, Decay, iou_nms, oks_nms, soft_iou_nms, soft_oks_nms
+from service.suppression import FLOOR, Box, Decay, iou_nms, oks_nms, soft_iou_nms, soft_oks_nms
 
 Pixels = npt.NDArray[np.uint8]
 Array = npt.NDArray[np.float64]
@@ -160,27 +161,39 @@ def select_boxes(candidates: Candidates, placed: Letterbox, options: PoseOptions
     Returns:
         float64 [P, 4] in image edge coordinates, clipped, at least a pixel wide and high; float64 [P] scores, lowered
         where the suppression is soft.
+
+    Raises:
+        InferenceFailed: a box that is not numbers.
     """
     boxes, all_scores = candidates
-    # A NumPy number: all are compared in float64, whatever the detector answers.
-    likely = (all_scores >= np.float64(max(options.box_threshold or 0.0, _NO_PADDING))).nonzero()[0]
-    in_image, scores = placed.boxes_to_image(boxes[likely]), all_scores[likely].astype(np.float64)
-    small = in_image[:, 2:] - in_image[:, :2] < 1.0
-    if small.any():
-        seen = ~small.any(-1)
-        in_image, scores = in_image[seen], scores[seen]
+    # A Python number: all are compared in float64, whatever the detector answers.
+    least = max(options.box_threshold or 0.0, _NO_PADDING)
+    in_image: list[Box] = []
+    scores: list[float] = []
+    for index, score in enumerate(all_scores.tolist()):
+        if score >= least:
+            x1, y1, x2, y2 = box = placed.box_to_image(boxes[index].tolist())
+            if x2 - x1 >= 1.0 and y2 - y1 >= 1.0:
+                in_image.append(box)
+                scores.append(score)
+            elif math.isnan(sum(box)):
+                raise InferenceFailed(f"the detector answered a box that is not numbers: {boxes[index].tolist()}")
     if options.nms_boxes == "hard":
         kept = iou_nms(in_image, scores, options.nms_iou, options.max_people)
-        return in_image[kept], scores[kept]
-    kept, lowered = soft_iou_nms(
-        in_image,
+        return _boxes([in_image[index] for index in kept]), np.array([scores[index] for index in kept])
+    places, lowered = soft_iou_nms(
+        _boxes(in_image),
         scores,
         options.nms_iou,
         method=_decay(options.nms_boxes),
         floor=max(options.box_threshold or 0.0, FLOOR),
         limit=options.max_people,
     )
-    return in_image[kept], lowered
+    return _boxes([in_image[index] for index in places]), lowered
+
+
+def _boxes(found: Sequence[Box]) -> Array:
+    return np.array(found, np.float64).reshape(-1, 4)
 
 
 def _decay(suppression: Suppression) -> Decay:

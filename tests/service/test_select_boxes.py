@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from service.errors import InferenceFailed
 from service.letterbox import Letterbox
 from service.options import PoseOptions
 from service.steps import select_boxes
@@ -37,3 +38,14 @@ def test_no_rows_and_no_one() -> None:
     for rows in (0, 3):
         boxes, scores = select_boxes((np.zeros((rows, 4), np.float32), np.zeros(rows, np.float32)), PLACED, options)
         assert boxes.shape == (0, 4) and scores.shape == (0,)
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_a_box_that_is_not_numbers_is_the_detectors_failure(place: int) -> None:
+    """It would be a person without pixels; those that are no candidates may hold anything."""
+    rows, scores = np.array(ROWS, np.float32), np.array(SCORES, np.float32)
+    rows[4] = np.nan  # padding
+    assert len(select_boxes((rows, scores), PLACED, PoseOptions(box_threshold=0.1))[0]) == 2
+    rows[2, place] = np.nan
+    with pytest.raises(InferenceFailed, match="not numbers"):
+        select_boxes((rows, scores), PLACED, PoseOptions(box_threshold=0.1))
