@@ -13,8 +13,9 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
 
 from service.callers import Caller
 from service.errors import Overloaded
@@ -63,13 +64,15 @@ class Admission:
         """Requests whose body arrives or that wait for their turn."""
         return self.admitted - self.running
 
-    @contextmanager
-    def enter(self, caller: Caller, deadline: float) -> Iterator[Visit]:
+    def enter(self, caller: Caller, deadline: float) -> Visit:
         """Be counted from before the body is read until the answer is made.
 
         Args:
             caller: whose request it is.
             deadline: by the event loop's clock.
+
+        Returns:
+            for a ``with`` statement, which ends the visit.
 
         Raises:
             RateLimited: the caller has as many requests in flight as he may.
@@ -80,10 +83,7 @@ class Admission:
         visit.check_deadline()
         visit.hold(REQUESTS, 1)
         self._visits.setdefault(caller, []).append(visit)
-        try:
-            yield visit
-        finally:
-            visit.leave()
+        return visit
 
     def expected_people(self, pictures: int, most: int) -> int:
         """People that pictures of which nothing is known will hold, at most ``most`` in each.
@@ -166,6 +166,14 @@ class Visit:
         self.runs = False
         self.refused: asyncio.Future[None] = self._loop.create_future()
 
+    def __enter__(self) -> Visit:
+        """Counted already."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """The answer is made, or will not be."""
+        self.leave()
+
     def hold(self, kind: int, amount: float) -> None:
         """Count requests, bytes, pixels or people until the visit ends. Raises Overloaded when they are too many."""
         self.check()
@@ -221,32 +229,27 @@ class Visit:
         if self._admission.running and self._expected * self._admission.pace.safety > self.deadline - now:
             raise self._too_late(self.deadline - now)
 
-    @asynccontextmanager
-    async def turn(self, stages: Stages) -> AsyncIterator[None]:
+    def turn(self, stages: Stages) -> AbstractAsyncContextManager[None]:
         """Wait until it is this visit's turn and fewer than ``max_running`` run; the wait is the stage ``queue``.
 
         Raises:
             Overloaded: it gave way, or its turn came too late for the deadline.
         """
-        admission = self._admission
-        with stages.measure("queue"):
-            await self._wait()
-        answered = False
-        try:
-            yield
-            answered = True
-        except Overloaded as refusal:
-            if refusal.retry_after is None:  # a network's own queue is full: the way through ours is as long
-                refusal.retry_after = admission._retry_after(self.caller)
-            raise
-        finally:
-            admission.running -= 1
-            admission.pace.end(admission._clock(), self._mark, self.rows, answered)
-            if answered:
-                self._compare()
-            else:
-                self._compare_late()
-            admission._next()
+        return _Turn(self, stages)
+
+    def _end(self, error: BaseException | None) -> None:
+        """What had its turn has ended, well or with an error."""
+        admission, answered = self._admission, error is None
+        if isinstance(error, Overloaded) and error.retry_after is None:
+            # A network's own queue is full: the way through ours is as long.
+            error.retry_after = admission._retry_after(self.caller)
+        admission.running -= 1
+        admission.pace.end(admission._clock(), self._mark, self.rows, answered)
+        if answered:
+            self._compare()
+        else:
+            self._compare_late()
+        admission._next()
 
     async def _wait(self) -> None:
         self.check()
@@ -321,3 +324,22 @@ class Visit:
             retry_after=self._admission._retry_after(self.caller),
             reason="queue-deadline",
         )
+
+
+class _Turn:
+    """A block of :meth:`Visit.turn`. A class: see :class:`service.stages.Measured`."""
+
+    __slots__ = ("_stages", "_visit")
+
+    def __init__(self, visit: Visit, stages: Stages) -> None:
+        self._visit = visit
+        self._stages = stages
+
+    async def __aenter__(self) -> None:
+        with self._stages.measure("queue"):
+            await self._visit._wait()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._visit._end(error)

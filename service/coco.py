@@ -7,6 +7,7 @@ people would be half digits.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -75,8 +76,9 @@ def results(pictures: Sequence[PosedPicture]) -> list[JsonObject]:
     return entries
 
 
+@lru_cache(16)
 def category(skeleton: Skeleton) -> JsonObject:
-    """COCO's category of a person with that skeleton (edges count from 1 there)."""
+    """COCO's category of a person with that skeleton (edges count from 1 there); everybody's, so not to be changed."""
     return {
         "id": _CATEGORY,
         "name": "person",

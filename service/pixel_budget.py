@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 
 
 class PixelBudget:
@@ -21,10 +20,11 @@ class PixelBudget:
         self._free = self._total = pixels
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
-    @asynccontextmanager
-    async def hold(self, pixels: int) -> AsyncIterator[None]:
+    def hold(self, pixels: int) -> AbstractAsyncContextManager[None]:
         """Wait until that many pixels may be decoded; they count until the block ends."""
-        pixels = min(pixels, self._total)
+        return _Hold(self, min(pixels, self._total))
+
+    async def _take(self, pixels: int) -> None:
         if self._waiting or pixels > self._free:
             turn = asyncio.get_running_loop().create_future()
             self._waiting.append((pixels, turn))
@@ -38,10 +38,6 @@ class PixelBudget:
                 raise
         else:
             self._free -= pixels
-        try:
-            yield
-        finally:
-            self._give_back(pixels)
 
     def _give_back(self, pixels: int) -> None:
         self._free += pixels
@@ -58,3 +54,19 @@ class PixelBudget:
             self._waiting.popleft()
             self._free -= pixels
             turn.set_result(None)
+
+
+class _Hold:
+    """A block that has pixels of the budget. A class: see :class:`service.stages.Measured`."""
+
+    __slots__ = ("_budget", "_pixels")
+
+    def __init__(self, budget: PixelBudget, pixels: int) -> None:
+        self._budget = budget
+        self._pixels = pixels
+
+    async def __aenter__(self) -> None:
+        await self._budget._take(self._pixels)
+
+    async def __aexit__(self, *error: object) -> None:
+        self._budget._give_back(self._pixels)

@@ -7,8 +7,8 @@ An engine knows tensors by name and nothing of images, people or HTTP.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -126,14 +126,13 @@ class Engine(Models):
     async def start(self) -> None:
         """Load or connect. Raises EngineUnavailable with the reason when it cannot."""
 
-    @contextmanager
-    def hold(self) -> Iterator[Models]:
+    def hold(self) -> AbstractContextManager[Models]:
         """The models as they are now, for one request: its preset and its network are of one version.
 
         Engines that replace models while they run override this; whoever holds models gets their answers until the
         block ends.
         """
-        yield self
+        return nullcontext(self)
 
     @abstractmethod
     async def ready(self) -> bool:

@@ -16,8 +16,8 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from service.engines.base import Array, Engine, ModelMetadata, Models, Tensors
@@ -86,16 +86,9 @@ class EmbeddedEngine(Engine):
         """The model's config. Raises ModelNotFound; EngineUnavailable before ``start``."""
         return self._served().config(model).metadata
 
-    @contextmanager
-    def hold(self) -> Iterator[Models]:
+    def hold(self) -> AbstractContextManager[Models]:
         """The models as they are now; those that are replaced meanwhile are freed when their last holder lets go."""
-        generation = self._served()
-        generation.holders += 1
-        try:
-            yield generation
-        finally:
-            generation.holders -= 1
-            self._free_replaced()
+        return _Hold(self._served(), self._free_replaced)
 
     async def ready(self) -> bool:
         """True between ``start`` and ``close`` while all workers live."""
@@ -232,6 +225,24 @@ class EmbeddedEngine(Engine):
         if self._current is None:
             raise EngineUnavailable("the engine is closed" if self._traffic.closed else "the engine is not started")
         return self._current
+
+
+class _Hold:
+    """A block in which a generation answers. A class: see :class:`service.stages.Measured`."""
+
+    __slots__ = ("_generation", "_let_go")
+
+    def __init__(self, generation: Generation, let_go: Callable[[], None]) -> None:
+        self._generation = generation
+        self._let_go = let_go
+
+    def __enter__(self) -> Models:
+        self._generation.holders += 1
+        return self._generation
+
+    def __exit__(self, *error: object) -> None:
+        self._generation.holders -= 1
+        self._let_go()
 
 
 def _changes(old: Generation, new: Generation) -> str:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-from collections.abc import Callable, Coroutine, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,25 +24,27 @@ _serial = itertools.count(1)
 
 
 class Traffic:
-    """Requests in flight over all generations, and whether new ones are still taken."""
+    """Requests in flight over all generations, and whether new ones are still taken.
+
+    ``with traffic:`` counts the block as a request. Raises EngineUnavailable once closed.
+    """
 
     def __init__(self) -> None:
         self.closed = False
         self.running = 0
         self._idle: asyncio.Event | None = None
 
-    @contextmanager
-    def enter(self) -> Iterator[None]:
-        """Count the ``with`` block as a request. Raises EngineUnavailable once closed."""
+    def __enter__(self) -> None:
+        """A request begins."""
         if self.closed:
             raise EngineUnavailable("the engine is closing")
         self.running += 1
-        try:
-            yield
-        finally:
-            self.running -= 1
-            if self._idle is not None and self.running == 0:
-                self._idle.set()
+
+    def __exit__(self, *error: object) -> None:
+        """It has ended."""
+        self.running -= 1
+        if self._idle is not None and self.running == 0:
+            self._idle.set()
 
     async def end(self, seconds: float) -> bool:
         """Wait for those that run; False when some are still there after that time."""
@@ -77,7 +78,7 @@ class Generation(Models):
     async def infer(self, model: str, inputs: Tensors, *, timeout: float | None = None) -> dict[str, Array]:
         """Run one request; see :meth:`Models.infer`."""
         config = self.config(model)
-        with self._traffic.enter():
+        with self._traffic:
             rows = check_inputs(config.metadata, inputs)
             if rows == 0:
                 return empty_outputs(config.metadata)
@@ -90,7 +91,7 @@ class Generation(Models):
         self, work: Callable[[Ask], Coroutine[Any, Any, Result]], model: str, *, timeout: float | None = None
     ) -> Result:
         """Run a coroutine in the worker threads; see :meth:`Models.follow`."""
-        with self._traffic.enter():
+        with self._traffic:
             deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
             caller = Caller(self._loaded.scheduler)
             self._loaded.scheduler.call(caller, Journey(self._loaded, caller, work).begin)

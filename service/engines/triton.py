@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -145,10 +145,9 @@ class TritonEngine(Engine):
             if self._in_flight == 0:
                 self._idle.set()
 
-    @contextmanager
-    def hold(self) -> Iterator[Models]:
+    def hold(self) -> AbstractContextManager[Models]:
         """The models as they are known now: what has been replaced since is ModelNotFound, and asked for again."""
-        yield _Held(self, self._server.catalogue)
+        return nullcontext(_Held(self, self._server.catalogue))
 
     async def models(self) -> list[str]:
         """Names of the loaded models, sorted. Raises EngineUnavailable."""
