@@ -102,7 +102,8 @@ def letterbox(
     square[placed.inner_height :] = fill
     square[: placed.inner_height, placed.inner_width :] = fill
     inner = square[: placed.inner_height, : placed.inner_width]
-    _resize(pyramid.level(max(pyramid.lowest, halvings(pyramid.width, pyramid.height, side))), inner)
+    level = max(pyramid.lowest, halvings(pyramid.width, pyramid.height, side))
+    _resize(pyramid.level(level), inner, halved=level > 0)
     return square, placed
 
 
@@ -111,24 +112,35 @@ def halvings(width: int, height: int, side: int) -> int:
     return max(0, int(math.log2(max(width, height) / side / 1.5)))
 
 
-def _resize(source: Pixels, target: Pixels) -> None:
+def _resize(source: Pixels, target: Pixels, *, halved: bool) -> None:
     """Resize into ``target``, averaging pixels where that is smaller; bilinear sampling would skip some.
 
     OpenCV averages areas fast only by whole factors (0.9 ms from 640x480 to 384x288). Sampled at twice the size and
     then averaged two by two takes half of that, and the two differ by half a grey level in the mean. Up to a half,
-    where sampling skips little, averaging rows alone is enough for the detectors and takes a quarter.
+    where sampling skips little, averaging rows alone is enough for the detectors: before the resize where that shrinks
+    far enough and the picture was not averaged by halving (0.15 ms), else after it (0.3 ms).
     """
     height, width = target.shape[:2]
-    if width >= source.shape[1] and height >= source.shape[0]:
+    rows, columns = source.shape[:2]
+    if width >= columns and height >= rows:
         cv2.resize(source, (width, height), dst=target, interpolation=cv2.INTER_LINEAR)
-    elif 2 * width >= source.shape[1]:
-        rows = _scratch(2 * height, width)
-        cv2.resize(source, (width, 2 * height), dst=rows, interpolation=cv2.INTER_LINEAR)
-        cv2.addWeighted(rows[0::2], 0.5, rows[1::2], 0.5, 0, dst=target)
-    else:
+    elif 2 * width < columns:
         double = _scratch(2 * height, 2 * width)
         cv2.resize(source, (2 * width, 2 * height), dst=double, interpolation=cv2.INTER_LINEAR)
         cv2.resize(double, (width, height), dst=target, interpolation=cv2.INTER_AREA)
+    elif 2 * rows >= 3 * height and rows % 2 == 0 and not halved:
+        half = _scratch(rows // 2, columns)
+        _average_rows(source, half)
+        cv2.resize(half, (width, height), dst=target, interpolation=cv2.INTER_LINEAR)
+    else:
+        double = _scratch(2 * height, width)
+        cv2.resize(source, (width, 2 * height), dst=double, interpolation=cv2.INTER_LINEAR)
+        _average_rows(double, target)
+
+
+def _average_rows(source: Pixels, target: Pixels) -> None:
+    """Each two rows to their mean."""
+    cv2.addWeighted(source[0::2], 0.5, source[1::2], 0.5, 0, dst=target)
 
 
 _own = threading.local()

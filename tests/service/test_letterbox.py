@@ -82,17 +82,30 @@ def area_weights(length: int, target: int) -> np.ndarray:
     return np.clip(shared, 0, None) * target / length
 
 
-@pytest.mark.parametrize("size", [(2016, 1512), (1920, 1080), (1501, 999)])
-def test_large_photographs_are_averaged_closely(size: tuple[int, int]) -> None:
-    """Halved while they can be, then sampled at twice the size and averaged: close to every pixel by its share."""
+def differences(size: tuple[int, int], side: int) -> np.ndarray:
+    """From every pixel by its share, of a smooth random picture; in grey levels."""
     rng = np.random.default_rng(2)
     small = Image.fromarray(rng.integers(0, 255, (60, 90), np.uint8))
     grey = np.asarray(small.resize(size, Image.Resampling.BICUBIC))
-    square, placed = letterbox(np.repeat(grey[..., None], 3, 2), 256)
+    square, placed = letterbox(np.repeat(grey[..., None], 3, 2), side)
     expected = area_weights(size[1], placed.inner_height) @ grey @ area_weights(size[0], placed.inner_width).T
-    difference = np.abs(square[: placed.inner_height, : placed.inner_width, 0] - expected)
+    return np.abs(square[: placed.inner_height, : placed.inner_width, 0] - expected)
+
+
+@pytest.mark.parametrize("size", [(2016, 1512), (1920, 1080), (1501, 999)])
+def test_large_photographs_are_averaged_closely(size: tuple[int, int]) -> None:
+    """Halved while they can be, then sampled at twice the size and averaged: close to every pixel by its share."""
+    difference = differences(size, 256)
     assert difference.mean() < 1.5
     assert difference.max() <= 10
+
+
+@pytest.mark.parametrize("size", [(640, 480), (640, 478), (640, 479), (600, 400), (576, 432), (480, 640), (767, 500)])
+def test_pictures_of_up_to_twice_the_side_are_averaged_by_rows(size: tuple[int, int]) -> None:
+    """Whichever way their rows go: even or odd, shrunk by much or by little."""
+    difference = differences(size, 384)
+    assert difference.mean() < 2
+    assert difference.max() <= 14
 
 
 @given(st.integers(40, 300), st.integers(40, 300), st.integers(64, 200), st.integers(0, 2**32 - 1))
