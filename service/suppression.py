@@ -204,7 +204,7 @@ def _plain(numbers: Array | Sequence[Any]) -> Sequence[Any]:
 def _nms_of_few(boxes: Sequence[Box], scores: Sequence[float], threshold: float, limit: int | None) -> list[int]:
     """:func:`iou_nms` in plain numbers: right after a network has run, each kind of array operation waits for memory.
 
-    For a picture's people it takes half of the time that arrays take then, and no longer at any other time.
+    For a picture's people it takes half of the time that arrays take then; from warm caches both take 20 us.
     """
     kept: list[int] = []
     better: list[tuple[float, float, float, float, float]] = []
