@@ -217,3 +217,77 @@ async def test_all_bodies_together_are_bounded() -> None:
 
     with pytest.raises(Overloaded):
         await read_bytes(pieces(b"x"), None, Settings(), full)
+
+
+async def slow(*parts: bytes | Exception, closed: list[str]) -> AsyncIterator[bytes]:
+    """The first piece is there, the others take a turn of the loop each."""
+    try:
+        for index, part in enumerate(parts):
+            if index:
+                await asyncio.sleep(0)
+            if isinstance(part, Exception):
+                raise part
+            yield part
+    finally:
+        closed.append("closed")
+
+
+def test_a_body_that_is_there_takes_no_turn_of_a_loop() -> None:
+    reading = read_bytes(pieces(b"12", b"3"), "3", Settings(), ignore)
+    with pytest.raises(StopIteration) as ended:
+        reading.send(None)
+    assert ended.value.value == b"123"
+
+
+async def test_the_rest_of_a_body_is_waited_for() -> None:
+    closed: list[str] = []
+    stop: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    assert await read_bytes(slow(b"1", b"2", b"3", closed=closed), None, Settings(), ignore, stop=stop) == b"123"
+    with pytest.raises(TooLarge, match="more than 4"):
+        await read_bytes(slow(b"12", b"34", b"5", closed=closed), None, Settings(max_body_bytes=4), ignore)
+    with pytest.raises(ConnectionError, match="lost"):
+        await read_bytes(slow(b"1", ConnectionError("lost"), closed=closed), None, Settings(), ignore)
+    assert closed[0] == closed[-1] == "closed"
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2])
+async def test_whoever_gives_up_a_body_closes_it(turns: int) -> None:
+    """Also before the loop has come to what was begun."""
+    closed: list[str] = []
+
+    async def never() -> AsyncIterator[bytes]:
+        try:
+            yield b"1"
+            await asyncio.get_running_loop().create_future()
+        finally:
+            closed.append("closed")
+
+    reading = asyncio.ensure_future(read_bytes(never(), None, Settings(), ignore))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert closed == (["closed"] if turns else [])
+
+
+async def test_a_body_that_has_to_give_way_is_not_waited_for() -> None:
+    stop: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    gone = False
+
+    def hold(_: int) -> None:
+        if gone:
+            raise Overloaded("others hold less", retry_after=1)
+
+    async def never() -> AsyncIterator[bytes]:
+        yield b"1"
+        await asyncio.get_running_loop().create_future()
+
+    reading = asyncio.ensure_future(read_bytes(never(), None, Settings(), hold, stop=stop))
+    await asyncio.sleep(0)
+    gone = True
+    stop.set_result(None)
+    with pytest.raises(Overloaded, match="others"):
+        await asyncio.wait_for(reading, 5)
